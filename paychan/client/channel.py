@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
+from msgspec import structs
 
 from paychan.client.channel_base import ChannelBase, TransportSettings
 from paychan.client.coins import Deposit, parse_outpoint
@@ -122,12 +123,15 @@ class Channel(ChannelBase):
     def pay(self, amount_sat: int = 0, *, drain: bool = False, application_data: str = "") -> Receipt:
         """Pay `amount_sat`; or with `drain` everything that is left, which closes the channel.
 
+        If an earlier payment got no answer, for example because this program was killed, it is finished first, paid
+        once; `Receipt.earlier` is its receipt. If it fails again, nothing new is paid, and the error says so.
+
         Raises:
-            Unacknowledged: an earlier payment has no answer yet; call `resume`.
             WrongState, InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: declined; nothing was signed.
-            Unreachable: no answer. The payment is kept; `resume` sends it again.
+            Unreachable: no answer within the time limit. The payment is kept; `pay` or `resume` sends it again.
+            PaymentPending: the application has not answered for the payment yet, which is kept likewise.
             Refused, ServerMisbehaved: see `paychan.client.errors`.
-            ValueError: the amount is not positive.
+            ValueError: the amount is not positive, or there is one beside `drain`.
         """
         settings = self._settings
         return self._run(
@@ -146,19 +150,20 @@ class Channel(ChannelBase):
         """Pay `amount_sat` `times` times, at full speed or once every `every_seconds`; return the last receipt.
 
         The payments go over a stream if protocol version and server support one: many per frame. Otherwise, and with
-        `application_data`, each payment is one request. If this call is interrupted, `resume` completes the payments
-        that were already signed: at most 128, or one if `every_seconds` is set. `watcher` is called with the number of
+        `application_data`, each payment is one request. If this call is interrupted, the next `pay` or `resume` completes
+        the payments that were already signed: at most 128, or one if `every_seconds` is set. `watcher` is called with the number of
         payments made so far.
         """
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
         limits, patience = self._settings.limits, self._settings.patience
+        _, earlier = self._run(paying.finish_earlier, amount_sat, limits, patience)
         if times > 1 and not application_data:
             done, receipt = self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
             receipt = self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
-        return receipt
+        return receipt if earlier is None else structs.replace(receipt, earlier=earlier)
 
     def resume(self) -> Receipt:
         """Send the newest signed payment again after a lost answer or a refusal. The server books it at most once."""
@@ -207,7 +212,8 @@ class Channel(ChannelBase):
 
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
-            return drive(start(self.record, *args, **kwargs), self._http, self._keep)
+            flow = start(self.record, *args, **kwargs)
+            return drive(flow, self._http, self._keep, self._settings.time_limit_seconds)
 
 
 class AsyncChannel(ChannelBase):
@@ -271,13 +277,14 @@ class AsyncChannel(ChannelBase):
     ) -> Receipt:
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
         limits, patience = self._settings.limits, self._settings.patience
+        _, earlier = await self._run(paying.finish_earlier, amount_sat, limits, patience)
         if times > 1 and not application_data:
             done, receipt = await self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
             receipt = await self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
-        return receipt
+        return receipt if earlier is None else structs.replace(receipt, earlier=earlier)
 
     async def resume(self) -> Receipt:
         return await self._run(paying.resume, self._settings.patience)
@@ -307,7 +314,8 @@ class AsyncChannel(ChannelBase):
         self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         async with self._lock:
-            return await drive_async(start(self.record, *args, **kwargs), self._http, self._keep)
+            flow = start(self.record, *args, **kwargs)
+            return await drive_async(flow, self._http, self._keep, self._settings.time_limit_seconds)
 
 
 def _series(amount_sat: int, times: int, every_seconds: float, watcher: streaming.Watcher | None) -> streaming.Series:

@@ -10,6 +10,7 @@ from paychan.client.flows.refund import RefundTerms
 from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
 from paychan.client.transport.effects import Patience
+from paychan.client.transport.http import TIME_LIMIT_SECONDS
 from paychan.client.wallet import ChannelFile
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.kinds.refund import Refund
@@ -17,10 +18,11 @@ from paychan.protocol.types import Network, OutPoint, Sat
 
 
 class TransportSettings(Struct, frozen=True):
-    """Limits and retry policy that a payer applies to every server."""
+    """Limits, retry policy and time limit that a payer applies to every server."""
 
     limits: Limits = Limits()
     patience: Patience = Patience()
+    time_limit_seconds: float = TIME_LIMIT_SECONDS
 
 
 class ChannelBase:

@@ -7,8 +7,9 @@ ClientError
 │   ├── ChannelConflict     409
 │   ├── ChannelGone         410
 │   └── ServerFailed        429, 5xx, after the last attempt
-│       └── ChannelMoving   the channel moves to another output, which must be deep in the chain first
-├── Unreachable             no answer; a payment in flight is kept, and `resume()` sends it again
+│       ├── ChannelMoving   the channel moves to another output, which must be deep in the chain first
+│       └── PaymentPending  the application behind the server has not answered for a payment yet, which is kept
+├── Unreachable             no answer; a payment in flight is kept, and the next `pay()` or `resume()` sends it again
 ├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
 ├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
 └── WalletError             a file of the wallet: missing, in use, damaged, unreadable, of a later version, for others to read
@@ -28,6 +29,13 @@ class ClientError(Exception):
     def __init__(self, **fields: Any) -> None:
         super().__init__(self.text.format(**fields))
         self.fields = fields
+
+    def concerns_earlier(self, pending_sat: int) -> None:
+        """Say in text and fields that this is about an earlier payment, which had to be finished before a new one."""
+        self.args = (
+            f"nothing new was paid, because the earlier payment of {pending_sat} sat has no answer yet: {self}",
+        )
+        self.fields = {**self.fields, "earlier_sat": pending_sat}
 
 
 # --- the server refused ---------------------------------------------------------------------------------------------
@@ -64,6 +72,10 @@ class ServerFailed(Refused):
 
 
 class ChannelMoving(ServerFailed):
+    pass
+
+
+class PaymentPending(ServerFailed):
     pass
 
 
@@ -147,11 +159,18 @@ class WouldTakeBack(Declined):
 
 class Unacknowledged(Declined):
     code = "unacknowledged"
-    text = "a payment of {pending_sat} sat was sent but never acknowledged: resume() sends the same again, paid once"
+    text = (
+        "an opening payment of {pending_sat} sat was sent but never acknowledged: open without another amount, which "
+        "sends the same again, paid once"
+    )
 
 
 class WrongState(Declined):
     code, text = "wrong_state", "channel {name} is {state}, need {need}"
+
+
+class ProxyUnusable(Declined):
+    code, text = "proxy_unusable", "the proxy {proxy} of the environment can't be used: {reason}"
 
 
 # --- the wallet -----------------------------------------------------------------------------------------------------

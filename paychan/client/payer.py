@@ -8,7 +8,7 @@ import os
 import ssl
 import time
 import weakref
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,7 +33,8 @@ from paychan.client.record import ChannelRecord
 from paychan.client.transport import routes
 from paychan.client.transport.answers import refusal
 from paychan.client.transport.effects import Flow, Patience, Request, Response, ask
-from paychan.client.transport.http import TIMEOUT, drive, drive_async
+from paychan.client.transport.http import TIME_LIMIT_SECONDS, drive, drive_async
+from paychan.client.transport.proxy import AsyncProxyTransport, ProxyTransport
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
 from paychan.protocol.expiry import check_expiry
@@ -137,17 +138,6 @@ def _ask_least(wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, pati
     return least if isinstance(least, int) and answer.status == 200 else ASSUMED_MIN_HOURS
 
 
-class Settings(TypedDict, total=False):
-    """Arguments of `PayerBase` by name."""
-
-    wallet: str | os.PathLike[str] | None
-    version: Literal[1, 2]
-    dialect: Dialect
-    network: Network | None
-    limits: Limits | None
-    patience: Patience | None
-
-
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """Return the TLS settings of all payers of this process: reading the authorities' certificates takes 20 ms."""
@@ -155,16 +145,7 @@ def _tls() -> ssl.SSLContext:
 
 
 class PayerBase:
-    """Methods that neither use the network nor block.
-
-    Args:
-        url: base URL of the server; needed for new channels only, an existing channel stores its own.
-        wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `paychan.shared.places.wallet_place`.
-        version: RBPCP version of new channels, and `dialect` that of version 2.
-        network: the only Bitcoin network to accept. Regtest must be named: its addresses look like those of test.
-        limits: terms and amounts to accept.
-        patience: retry policy for a server that is busy or silent.
-    """
+    """Methods that neither use the network nor block. `Payer` describes the arguments."""
 
     def __init__(
         self,
@@ -176,11 +157,15 @@ class PayerBase:
         network: Network | None = None,
         limits: Limits | None = None,
         patience: Patience | None = None,
+        time_limit_seconds: float = TIME_LIMIT_SECONDS,
     ) -> None:
+        if not time_limit_seconds > 0:
+            msg = f"time limit of {time_limit_seconds} s: want more than 0"
+            raise ValueError(msg)
         self.url = check_url(url) if url else ""
         self.wallet = Wallet(wallet)
         self._version, self._dialect, self._network = version, dialect, network
-        self._settings = TransportSettings(limits or Limits(), patience or Patience())
+        self._settings = TransportSettings(limits or Limits(), patience or Patience(), time_limit_seconds)
         self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
 
     def records(self) -> list[ChannelRecord]:
@@ -228,15 +213,50 @@ class PayerBase:
 
 
 class Payer(PayerBase):
-    """Opens channels with blocking methods. See `PayerBase` for the arguments.
+    """Opens channels with blocking methods.
 
     A `with` block closes connections and releases the channels at its end; without one, that happens with the last
     channel.
+
+    Args:
+        url: base URL of the server; needed for new channels only, because an existing channel stores its own.
+        wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `paychan.shared.places.wallet_place`.
+        version: RBPCP version of new channels.
+        dialect: dialect of new channels of version 2.
+        network: the only Bitcoin network to accept. Regtest must be named: its addresses look like those of test.
+        limits: highest prices, amounts and periods to accept; see `Limits`.
+        patience: pauses and attempts with a server that is busy or silent; see `Patience`.
+        time_limit_seconds: longest time of one call such as `pay`, `open` or `close`, with all that it sends again;
+            for `wait_funded` that of one question, for `pay_many` that without an answer. After it, the call raises
+            `Unreachable`, or `ServerFailed` if the server was busy.
+        http: an HTTP client to use, which is closed with the payer; default: one that takes proxies from the
+            environment.
     """
 
-    def __init__(self, url: str = "", *, http: httpx.Client | None = None, **settings: Unpack[Settings]) -> None:
-        super().__init__(url, **settings)
-        self._http = http or httpx.Client(timeout=TIMEOUT, verify=_tls())
+    def __init__(
+        self,
+        url: str = "",
+        *,
+        wallet: str | os.PathLike[str] | None = None,
+        version: Literal[1, 2] = 2,
+        dialect: Dialect = Dialect.S,
+        network: Network | None = None,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        time_limit_seconds: float = TIME_LIMIT_SECONDS,
+        http: httpx.Client | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            wallet=wallet,
+            version=version,
+            dialect=dialect,
+            network=network,
+            limits=limits,
+            patience=patience,
+            time_limit_seconds=time_limit_seconds,
+        )
+        self._http = http or httpx.Client(transport=ProxyTransport(_tls()))
         self._hang_up = weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:
@@ -272,7 +292,7 @@ class Payer(PayerBase):
             TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: no channel was made.
         """
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
-        record = drive(terms, self._http, keep=_nothing_to_keep)
+        record = drive(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return Channel(self._created(record), record, self._settings, self._http, self)
 
     def channel(self, name: str) -> Channel:
@@ -286,11 +306,32 @@ class Payer(PayerBase):
 
 
 class AsyncPayer(PayerBase):
-    """Opens channels with coroutines; otherwise like `Payer`."""
+    """Opens channels with coroutines; otherwise like `Payer`, whose arguments it takes."""
 
-    def __init__(self, url: str = "", *, http: httpx.AsyncClient | None = None, **settings: Unpack[Settings]) -> None:
-        super().__init__(url, **settings)
-        self._http = http or httpx.AsyncClient(timeout=TIMEOUT, verify=_tls())
+    def __init__(
+        self,
+        url: str = "",
+        *,
+        wallet: str | os.PathLike[str] | None = None,
+        version: Literal[1, 2] = 2,
+        dialect: Dialect = Dialect.S,
+        network: Network | None = None,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        time_limit_seconds: float = TIME_LIMIT_SECONDS,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            wallet=wallet,
+            version=version,
+            dialect=dialect,
+            network=network,
+            limits=limits,
+            patience=patience,
+            time_limit_seconds=time_limit_seconds,
+        )
+        self._http = http or httpx.AsyncClient(transport=AsyncProxyTransport(_tls()))
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,7 +349,7 @@ class AsyncPayer(PayerBase):
         movable: bool = False,
     ) -> AsyncChannel:
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
-        record = await drive_async(terms, self._http, keep=_nothing_to_keep)
+        record = await drive_async(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return AsyncChannel(self._created(record), record, self._settings, self._http)
 
     def channel(self, name: str) -> AsyncChannel:

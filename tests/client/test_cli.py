@@ -168,11 +168,33 @@ def test_commands_show_and_resume_a_lost_payment() -> None:
         failed = run_command("pay", name, 100)
         assert "server misbehaved" in failed.stderr
         assert "open, last payment unanswered" in run_command("list").stdout
-        again = run_command("pay", name, 100)
-        assert f"paychan channel pay {name} --resume" in again.stderr
         assert f"paychan channel pay {name} --resume" in run_command("status", name, "--offline").stdout
 
         assert "the server already had it" in run_command("pay", name, "--resume").stdout
+
+
+def test_fault_49_a_payment_that_had_no_answer_is_named_and_finished_first() -> None:
+    """The next `pay` names the earlier payment; while that fails again, it says that nothing new was paid."""
+    with Liar() as liar:
+        name = run_json("new", liar.url, "--hours", 100)["name"]
+        with Payer() as payer, payer.channel(name) as channel:
+            outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
+        run_json("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
+        silent = Lie(deaf=True, status=503, body=b'{"code":"payment_pending","error":"no answer yet"}')
+        liar.lies.extend([silent] * 5)
+        failed = run_command("pay", name, 10)
+        assert failed.exit_code == 1
+        assert "finishes it first" in failed.stderr
+        before = liar.received_sat
+
+        liar.lies.extend([silent] * 5)
+        failed = run_command("pay", name, 20)
+        assert "nothing new was paid, because the earlier payment of 10 sat" in failed.stderr
+
+        shown = run_command("pay", name, 20).stdout
+        assert re.search(r"Earlier +10 sat", shown)
+        assert re.search(r"Paid +20 sat", shown)
+        assert liar.received_sat == before + 30
 
 
 def test_an_opening_without_an_answer_is_repeated() -> None:

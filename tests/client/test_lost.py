@@ -8,6 +8,8 @@ from paychan.client import (
     ChannelConflict,
     ChannelGone,
     ChannelUnknown,
+    InsufficientFunds,
+    PaymentPending,
     PaymentRefused,
     ServerFailed,
     State,
@@ -43,18 +45,66 @@ def test_a_lost_message_is_repeated_automatically(liar: Liar, opened: OpenChanne
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
 def test_a_lost_payment_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
-    """After the last attempt no other payment is made until the same one was sent again; then it counts once."""
+    """After the last attempt the same payment can be sent again, and counts once."""
     channel = opened(version)
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
         channel.pay(100)
-    with pytest.raises(Unacknowledged):
-        channel.pay(200)
 
     receipt = channel.resume()
 
     assert (receipt.paid_sat, receipt.repeated) == (100, loss is REPLY_LOST)
     assert channel.pay(200).total_paid_sat == liar.received_sat == OPEN_PRICE_SAT + 300
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+def test_fault_51_a_lost_payment_is_finished_before_the_next(
+    liar: Liar, opened: OpenChannel, loss: Lie, version: int
+) -> None:
+    """The next payment, single or one of many, first sends the lost one again; its receipt names that one's receipt."""
+    channel = opened(version)
+    for pay in (lambda: channel.pay(200), lambda: channel.pay_many(100, 2)):
+        before = liar.received_sat
+        liar.lies.append(loss)
+        with pytest.raises(Unreachable):
+            channel.pay(100)
+
+        receipt = pay()
+
+        assert receipt.earlier is not None
+        assert (receipt.earlier.paid_sat, receipt.earlier.repeated) == (100, loss is REPLY_LOST)
+        assert receipt.total_paid_sat == liar.received_sat == before + 300
+
+
+def test_fault_51_nothing_new_is_paid_while_the_earlier_payment_fails(liar: Liar, opened: OpenChannel) -> None:
+    """The error names the earlier payment; an amount that does not fit is declined before anything is sent."""
+    channel = opened()
+    liar.lies.extend([REQUEST_LOST, REQUEST_LOST])
+    with pytest.raises(Unreachable):
+        channel.pay(100)
+    with pytest.raises(InsufficientFunds):
+        channel.pay(FUNDING_SAT - OPEN_PRICE_SAT)
+
+    with pytest.raises(Unreachable, match="earlier payment of 100 sat") as caught:
+        channel.pay(200)
+
+    assert caught.value.fields["earlier_sat"] == 100
+    assert channel.paid_sat == OPEN_PRICE_SAT + 100
+    assert liar.received_sat == OPEN_PRICE_SAT
+
+
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+def test_fault_51_a_drain_without_an_answer_is_drained_once(liar: Liar, opened: OpenChannel, loss: Lie) -> None:
+    """Draining again finishes the earlier drain."""
+    channel = opened()
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        channel.pay(drain=True)
+
+    assert channel.pay(drain=True).left_sat == 0
+    assert channel.record.state is State.CLOSED
+    assert liar.received_sat == FUNDING_SAT
 
 
 @both_versions
@@ -260,8 +310,10 @@ def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, ope
 
 
 @both_versions
-def test_a_channel_that_the_server_closed_is_known_as_closed(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """A 410 that names the settlement ends the channel; a 410 that says closing leaves it to be closed."""
+def test_fault_59_a_channel_that_the_server_closed_is_known_as_closed(
+    liar: Liar, opened: OpenChannel, version: int
+) -> None:
+    """A 410 that names the settlement ends the channel; one that says closing leaves it to be closed. Both are status."""
     channel = opened(version)
     liar.lies.append(Lie(deaf=True, status=410, body=b'{"code":"channel_closing","error":"closing"}'))
     with pytest.raises(ChannelGone):
@@ -270,10 +322,45 @@ def test_a_channel_that_the_server_closed_is_known_as_closed(liar: Liar, opened:
 
     gone = f'{{"code":"channel_closed","error":"settled","txid":"{TXID}"}}'.encode()
     liar.lies.append(Lie(deaf=True, status=410, body=gone))
-    with pytest.raises(ChannelGone):
-        channel.status()
+    channel.status()
 
     assert (channel.record.state, channel.record.settlement_txid) == (State.CLOSED, TXID)
+
+
+@both_versions
+def test_fault_59_closing_what_the_server_closed_is_no_error(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """The result says that the channel had ended before."""
+    channel = opened(version)
+    gone = f'{{"code":"channel_closed","error":"settled","txid":"{TXID}"}}'.encode()
+    liar.lies.append(Lie(deaf=True, status=410, body=gone))
+
+    settled = channel.close()
+
+    assert (settled.before, settled.settlement_txid) == (True, TXID)
+    assert settled.change_sat == FUNDING_SAT - OPEN_PRICE_SAT
+    assert channel.record.state is State.CLOSED
+
+
+PENDING = Lie(deaf=True, status=503, body=b'{"code":"payment_pending","error":"no answer yet"}')
+
+
+@both_versions
+def test_fault_49_a_payment_that_the_application_has_not_answered_stays_pending(
+    liar: Liar, opened: OpenChannel, version: int
+) -> None:
+    """`status` tells it, and the next payment finishes it first."""
+    channel = opened(version)
+    liar.lies.append(PENDING)
+    with pytest.raises(PaymentPending):
+        channel.pay(100)
+    liar.lies.append(PENDING)
+
+    record = channel.status()
+
+    assert (record.state, record.pending_sat, record.refused) == (State.OPEN, 100, False)
+    receipt = channel.pay(20)
+    assert receipt.earlier is not None
+    assert (receipt.earlier.paid_sat, receipt.paid_sat, liar.received_sat) == (100, 20, OPEN_PRICE_SAT + 120)
 
 
 def test_text_of_the_server_holds_no_control_characters(liar: Liar, opened: OpenChannel) -> None:

@@ -41,6 +41,7 @@ from paychan.client import (
     LaterFile,
     NoSuchChannel,
     OverLimit,
+    PaymentPending,
     PaymentRefused,
     Receipt,
     ServerFailed,
@@ -86,10 +87,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, 
 _RESUME = "`paychan channel pay {name} --resume` sends the last payment again; it counts once."
 _STATUS = "`paychan channel status {name}` asks the server for the channel's state."
 _NEXT_STEPS: dict[type[ClientError], str] = {
-    Unacknowledged: _RESUME,
+    Unacknowledged: "`paychan channel open {name}` sends it again.",
     Unreachable: "Is the server running? If a payment was pending: " + _RESUME,
     ChannelMoving: "The move takes some blocks; then " + _RESUME,
-    ServerFailed: "Nothing is decided yet; you may repeat the command. " + _RESUME,
+    PaymentPending: (
+        "The payment is kept: the next `paychan channel pay {name}` finishes it first, paid once, and so does "
+        "`paychan channel pay {name} --resume`."
+    ),
+    ServerFailed: "Nothing is decided yet. If a payment was pending: " + _RESUME,
     ServerMisbehaved: "Your signatures remain valid; the rest of the answer was ignored. " + _STATUS,
     PaymentRefused: _STATUS,
     ChannelUnknown: "If the server has lost the channel, "
@@ -277,6 +282,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
     paid = sat(receipt.paid_sat) + (" (the server already had it)" if receipt.repeated else "")
     show_panel(
         f"Channel {channel.name}",
+        ("Earlier", _earlier(receipt)),
         ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
         ("In all", sat(receipt.total_paid_sat)),
         ("Left", sat(receipt.left_sat)),
@@ -285,6 +291,16 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("Answer", receipt.application_data),
         ("Settled by", receipt.settlement_txid),
         ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
+    )
+
+
+def _earlier(receipt: Receipt) -> str:
+    """Name the earlier payment that was finished before this one; "" if there was none."""
+    if receipt.earlier is None:
+        return ""
+    answer = receipt.earlier.application_data
+    return f"{sat(receipt.earlier.paid_sat)}, which had no answer, were finished first" + (
+        f": {answer}" if answer else ""
     )
 
 

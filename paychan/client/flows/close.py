@@ -10,13 +10,14 @@ from msgspec import UNSET, Struct
 from paychan.client.errors import (
     FeeTooHigh,
     InsufficientFunds,
+    PaymentPending,
     ServerMisbehaved,
     TermsUnacceptable,
     WouldLeaveDust,
     WrongState,
 )
 from paychan.client.flows.follow import ask_channel
-from paychan.client.flows.verdict import holds_pending, result_of
+from paychan.client.flows.verdict import gone_record, holds_pending, result_of
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport import routes
 from paychan.client.transport.answers import check_result, printable, refusal, settlement_txid
@@ -53,6 +54,8 @@ class Settled(Struct, frozen=True):
     offered_fee_sat: Sat = Sat(0)
     paid_fee_sat: Sat | None = None
     """Fee of the settlement, read from it; None if the server showed none, or settled several channels in one."""
+    before: bool = False
+    """The channel had ended before this request: the server closed it by itself, or an earlier request did."""
 
 
 def most_fee_sat(left_sat: Sat) -> Sat:
@@ -64,14 +67,20 @@ def most_fee_sat(left_sat: Sat) -> Sat:
 def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     """Ask for the channel's status, by sending the newest acknowledged payment again; that pays nothing.
 
-    The answer also tells whether a payment that got no answer was booked. Returns the updated record.
+    The answer also tells whether a payment that got no answer was booked. A channel that the server has closed, or is
+    closing, is recorded as such; while the application has not answered for a payment, that payment stays pending.
+    Returns the updated record.
     """
     if record.ended or record.acknowledged_sat is None:
         return record
-    seen = yield from ask_channel(record, _agreed, patience)
+    seen = yield from ask_channel(record, _agreed, patience, busy=_is_busy_but_tells)
     record = seen.record
+    if (gone := gone_record(record, seen.response)) is not None:
+        yield Save(gone)
+        return gone
+    waits = isinstance(refusal(seen.response), PaymentPending) and record.unacknowledged
     booked = holds_pending(record, seen.response)
-    if not booked:
+    if not booked and not waits:
         result = yield from result_of(record, seen.response)
         most = record.funding_sat - record.agreed_sat
         check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0}, most)
@@ -80,13 +89,18 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
         record,
         state=State.OPEN,
         acknowledged_sat=acknowledged,
-        refused=acknowledged != record.signed_sat,
+        refused=acknowledged != record.signed_sat and not waits,
         closing_sat=None,
         closing_address="",
     )
     if now != record:
         yield Save(now)
     return now
+
+
+def _is_busy_but_tells(response: Response) -> bool:
+    """A server whose application has not answered for a payment has told the status all the same."""
+    return is_busy(response) and not isinstance(refusal(response), PaymentPending)
 
 
 def _agreed(record: ChannelRecord) -> Request:
@@ -112,7 +126,7 @@ def close(
     if record.version == 1 and (fee_sat or change_address):
         raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
     if record.state is State.CLOSED:
-        return settled(record)
+        return settled(record, before=True)
     if record.state in (State.NEW, State.REFUNDED):
         raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
     if record.closing_sat is None:
@@ -128,6 +142,10 @@ def close(
         record = _closing(_replace(record, acknowledged_sat=record.signed_sat), fee, record.closing_address)
         yield Save(record)
         record, response = yield from _ask_to_close(record, patience)
+    gone = gone_record(record, response)
+    if gone is not None and gone.ended:
+        yield Save(gone)
+        return settled(gone, before=True)
     result = yield from result_of(record, response)
     closing_sat = record.closing_sat or Sat(0)
     # RBPCP §6.4: v2 reports 0 left in the channel, v1 reports the change.
@@ -187,8 +205,8 @@ def _last(record: ChannelRecord) -> Request:
     return routes.close_request(record, record.sign(record.closing_sat or Sat(0), record.closing_address))
 
 
-def settled(record: ChannelRecord) -> Settled:
-    """Return the settlement of a closed channel, as far as the record has it."""
+def settled(record: ChannelRecord, *, before: bool = False) -> Settled:
+    """Return the settlement of a closed channel, as far as the record has it; `before`: it ended before this request."""
     address = record.closing_address or record.change_address
     return Settled(
         record.settlement_txid,
@@ -197,6 +215,7 @@ def settled(record: ChannelRecord) -> Settled:
         address,
         record.offered_fee_sat,
         record.paid_fee_sat,
+        before,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import msgspec
 from msgspec import UNSET, Struct
 
-from paychan.client.errors import TermsUnacceptable, Unacknowledged, WrongState
+from paychan.client.errors import Refused, TermsUnacceptable, Unacknowledged, Unreachable, WrongState
 from paychan.client.flows import close as closing
 from paychan.client.flows.follow import ask_channel
 from paychan.client.flows.verdict import need, refuse, result_of
@@ -42,6 +42,8 @@ class Receipt(Struct, frozen=True):
     """Earlier payments that the server had lost, after its operator restored a backup, and booked again with this one."""
     reopened: bool = False
     """The server had lost the channel, which was opened again with all that had been acknowledged."""
+    earlier: Receipt | None = None
+    """The receipt of an earlier payment without an answer, which was finished before this one; None without one."""
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -71,7 +73,8 @@ def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, 
         return (yield from _take_over(record, reply.response, patience))
     result = yield from result_of(record, reply.response)
     record = _replace(record, location=routes.resource(record, reply.response))
-    return (yield from _acknowledge(record, result, {paid}, paid))
+    _, receipt = yield from _acknowledge(record, result, {paid}, paid)
+    return receipt
 
 
 def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") -> ChannelRecord:
@@ -95,7 +98,8 @@ def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) ->
     if 400 <= seen.response.status < 500:
         yield from refuse(seen.record if seen.moved else record, conflict)
     result = yield from result_of(seen.record, seen.response)
-    return (yield from _acknowledge(seen.record, result, {0}, paid))
+    _, receipt = yield from _acknowledge(seen.record, result, {0}, paid)
+    return receipt
 
 
 # --- paying ---------------------------------------------------------------------------------------------------------
@@ -106,34 +110,67 @@ def pay(
 ) -> Flow[Receipt]:
     """Pay `amount_sat`, or with `drain` everything that is left, which closes the channel.
 
+    An earlier payment without an answer is finished first; see `finish_earlier`.
+
     Raises:
-        Unacknowledged: an earlier payment has no answer yet; call `resume`.
         InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: see `spend.next_change`.
-        ValueError: the amount is not positive.
+        ValueError: the amount is not positive, or there is one beside `drain`.
     """
-    need(record, State.OPEN)
-    if amount_sat <= 0 and not drain:
-        msg = f"payment of {amount_sat} sat: want at least 1 sat"
-        raise ValueError(msg)
-    if record.unacknowledged and not record.refused:
-        raise Unacknowledged(pending_sat=record.pending_sat)
+    record, earlier = yield from finish_earlier(record, amount_sat, limits, patience, drain=drain)
+    if drain and earlier is not None and record.left_sat == 0:
+        return earlier
     refused_at = record.left_sat if record.unacknowledged else None
     record = _signed(record, next_change(record, amount_sat, limits, drain=drain), application_data)
     yield Save(record)
     received = {record.pending_sat}
     if refused_at is not None:  # the server refused that payment, but may have booked it later
         received.add(Sat(refused_at - record.left_sat))
-    return (yield from transfer(record, patience, received))
+    _, receipt = yield from transfer(record, patience, received)
+    return _replace(receipt, earlier=earlier)
+
+
+def finish_earlier(
+    record: ChannelRecord, amount_sat: int, limits: Limits, patience: Patience, *, drain: bool = False
+) -> Flow[tuple[ChannelRecord, Receipt | None]]:
+    """Send an earlier payment that got no answer again, before `amount_sat` is paid; return its receipt.
+
+    So the application gets each payment by itself. Nothing is sent if the new amount does not fit.
+
+    Raises:
+        Refused, Unreachable: the earlier payment failed again, and nothing new was signed; the text says so.
+    """
+    need(record, State.OPEN)
+    if drain and amount_sat:
+        msg = f"got both {amount_sat} sat and drain, which pays everything that is left: want one of them"
+        raise ValueError(msg)
+    if amount_sat <= 0 and not drain:
+        msg = f"payment of {amount_sat} sat: want at least 1 sat"
+        raise ValueError(msg)
+    if not record.unacknowledged or record.refused:
+        return record, None
+    next_change(_replace(record, acknowledged_sat=record.signed_sat), amount_sat, limits, drain=drain)
+    pending = record.pending_sat
+    try:
+        record, earlier = yield from transfer(record, patience, {pending, Sat(0)})
+    except (Refused, Unreachable) as error:
+        error.concerns_earlier(pending)
+        raise
+    if record.left_sat or not drain:
+        need(record, State.OPEN)
+    return record, earlier
 
 
 def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
     """Send the newest signed payment again. The server books it once, however often it arrives."""
     need(record, State.OPEN)
-    return (yield from transfer(record, patience, {record.pending_sat, Sat(0)}))
+    _, receipt = yield from transfer(record, patience, {record.pending_sat, Sat(0)})
+    return receipt
 
 
-def transfer(record: ChannelRecord, patience: Patience, received: Collection[int]) -> Flow[Receipt]:
-    """Send the newest signed payment, which is already saved.
+def transfer(
+    record: ChannelRecord, patience: Patience, received: Collection[int]
+) -> Flow[tuple[ChannelRecord, Receipt]]:
+    """Send the newest signed payment, which is already saved; return the record after it, and its receipt.
 
     `received` are the values the server may report for it.
     """
@@ -147,31 +184,35 @@ def transfer(record: ChannelRecord, patience: Patience, received: Collection[int
     if record.left_sat == 0 and seen.response.status == 410:
         return (yield from _drained_before(record, patience, paid))
     result = yield from result_of(record, seen.response)
-    receipt = yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid)
-    return _replace(receipt, reopened=seen.reopened)
+    record, receipt = yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid)
+    return record, _replace(receipt, reopened=seen.reopened)
 
 
 def _newest(record: ChannelRecord) -> Request:
     return routes.pay_request(record, record.sign(record.left_sat))
 
 
-def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flow[Receipt]:
+def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flow[tuple[ChannelRecord, Receipt]]:
     """Ask the server to close a channel that the last payment drained, to get the settlement of a lost answer."""
     record = _replace(record, state=State.CLOSING, closing_sat=Sat(0))
     yield Save(record)
     settled = yield from closing.close(record, patience, fee_sat=0, change_address="")
-    return Receipt(paid, record.paid_sat, Sat(0), True, settled.settlement_txid, "")
+    record = _replace(record, state=State.CLOSED, acknowledged_sat=Sat(0), settlement_txid=settled.settlement_txid)
+    return record, Receipt(paid, record.paid_sat, Sat(0), True, settled.settlement_txid, "")
 
 
-def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collection[int], paid: Sat) -> Flow[Receipt]:
+def _acknowledge(
+    record: ChannelRecord, result: PaymentResult, received: Collection[int], paid: Sat
+) -> Flow[tuple[ChannelRecord, Receipt]]:
     """Compare the result with the newest signed payment, then record that the server holds it."""
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
     check_result(result, status, {record.left_sat}, received, record.funding_sat - record.left_sat)
     txid = settlement_txid(result, may_wait=True) if drained else ""
     state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
-    yield Save(_replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid))
+    record = _replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid)
+    yield Save(record)
     said = "" if result.application_data is UNSET else result.application_data
     value = result.value_received
     again = Sat(max(0, value - paid))
-    return Receipt(paid, record.paid_sat, record.left_sat, value < paid, txid, said, again_sat=again)
+    return record, Receipt(paid, record.paid_sat, record.left_sat, value < paid, txid, said, again_sat=again)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import UNSET, Struct
 
-from paychan.client.errors import ServerMisbehaved, Unacknowledged
+from paychan.client.errors import ServerMisbehaved
 from paychan.client.flows import pay as paying
 from paychan.client.flows.pay import Receipt
 from paychan.client.flows.verdict import need
@@ -70,14 +70,12 @@ def pay_series(
     which also reports why a payment is not possible.
 
     Raises:
-        Unacknowledged, OverLimit, InsufficientFunds, WouldLeaveDust: before anything is signed; see `flows.pay.pay`.
+        OverLimit, InsufficientFunds, WouldLeaveDust: before anything is signed; see `flows.pay.pay`.
         ServerMisbehaved: an answer contradicts the signed payments.
         Refused, Unreachable: `PUT` failed as well; the payment is kept for `resume`.
     """
     need(record, State.OPEN)
     if record.unacknowledged:
-        if not record.refused:
-            raise Unacknowledged(pending_sat=record.pending_sat)
         return 0, None
     next_change(record, series.amount_sat, limits, drain=False)
     if record.version != 2 or not isinstance((yield Connect(routes.stream_url(record), record.secret)), Connected):
@@ -176,7 +174,7 @@ class _Run:
         """Send the newest payment by `PUT`, which handles busy servers, moved and ended channels, and refusals."""
         record = self._record
         self._done += sum(len(batch.changes) for batch in self._in_flight)
-        receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
+        _, receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
         self._series.tell(self._done)
         return self._done, _replace(receipt, paid_sat=self._amount, again_sat=Sat(self._again + receipt.again_sat))
 
@@ -202,4 +200,5 @@ def pay_later(
     if last is None:
         return receipt
     again_sat = Sat(receipt.again_sat + last.again_sat)
-    return _replace(receipt, again_sat=again_sat, reopened=receipt.reopened or last.reopened)
+    earlier = last.earlier or receipt.earlier
+    return _replace(receipt, again_sat=again_sat, reopened=receipt.reopened or last.reopened, earlier=earlier)

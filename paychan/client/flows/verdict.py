@@ -40,6 +40,15 @@ def refuse(record: ChannelRecord, response: Response) -> Flow[NoReturn]:
     raise error
 
 
+def gone_record(record: ChannelRecord, response: Response) -> ChannelRecord | None:
+    """Return the record that a 410 leaves, if it says how the channel ended or ends; else None."""
+    error = refusal(response)
+    if not isinstance(error, ChannelGone):
+        return None
+    now = _gone(record, error)
+    return now if now.ended or error.code == "channel_closing" else None
+
+
 def _gone(record: ChannelRecord, error: ChannelGone) -> ChannelRecord:
     """Return the record of a channel that takes no more payments, with its settlement if the server names one."""
     txid = str(error.fields.get("txid", ""))

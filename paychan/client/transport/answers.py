@@ -14,6 +14,7 @@ from paychan.client.errors import (
     ChannelGone,
     ChannelMoving,
     ChannelUnknown,
+    PaymentPending,
     PaymentRefused,
     Refused,
     ServerFailed,
@@ -34,6 +35,9 @@ _BY_STATUS: dict[int, type[Refused]] = {
     **dict.fromkeys(MOVED, ServerFailed),
 }
 
+_BY_CODE: dict[str, type[Refused]] = {"channel_moving": ChannelMoving, "payment_pending": PaymentPending}
+"""Kinds that follow from the code, whatever the status."""
+
 
 def refusal(response: Response) -> Refused:
     """Parse a refusal: from its JSON body, or without one from the reason phrase (RBPCP §5.7, §6.7)."""
@@ -45,8 +49,7 @@ def refusal(response: Response) -> Refused:
         fields = {}
     code, reason = fields.pop("code", ""), fields.pop("error", "") or response.reason
     kind = ServerFailed if response.status >= 500 else _BY_STATUS.get(response.status, Refused)
-    if code == "channel_moving":
-        kind = ChannelMoving
+    kind = _BY_CODE.get(code, kind) if isinstance(code, str) else kind
     return kind(response.status, printable(code), printable(reason), fields)
 
 

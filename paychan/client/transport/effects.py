@@ -2,7 +2,7 @@
 
 A flow yields an effect and receives its result: `Request` → `Response` or `NoAnswer`; `Connect` → `Connected` or
 `NoAnswer`; `Send` → None; `Receive` → `Received` or `NoAnswer`; `Save` → None, once the record is durable; `Pause` →
-None, after that time. Module `http` performs the effects, blocking or on an event loop.
+None, after that time; `Retry` → None or `NoAnswer`. Module `http` performs the effects, blocking or on an event loop.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class NoAnswer(Struct, frozen=True):
     """The connection failed; it is unknown whether the server got the request."""
 
     reason: str
+    last: bool = False
+    """The time limit of the call is over: nothing is sent again."""
 
 
 class Connect(Struct, frozen=True):
@@ -76,7 +78,13 @@ class Save(Struct, frozen=True):
 
 
 class Pause(Struct, frozen=True):
-    """Wait this many seconds."""
+    """Wait this many seconds. Afterwards the time limit of the call begins anew."""
+
+    seconds: float
+
+
+class Retry(Struct, frozen=True):
+    """Wait this many seconds before a request is sent again; `NoAnswer` if the time limit of the call ends before."""
 
     seconds: float
 
@@ -96,7 +104,7 @@ class Reply(Struct, frozen=True):
     repeated: bool
 
 
-Effect: TypeAlias = Request | Connect | Send | Receive | Save | Pause
+Effect: TypeAlias = Request | Connect | Send | Receive | Save | Pause | Retry
 Answer: TypeAlias = Response | Connected | Received | NoAnswer | None
 Flow: TypeAlias = Generator[Effect, Answer, T]
 
@@ -115,7 +123,7 @@ def is_busy(response: Response) -> bool:
 def ask(
     request: Request, patience: Patience, busy: Callable[[Response], bool] = is_busy, *, follows: bool = False
 ) -> Flow[Reply]:
-    """Send a request until it is answered or the attempts are used up; return the last answer, busy or not.
+    """Send a request until it is answered, or the attempts or the time are used up; return the last answer, busy or not.
 
     With `follows` the caller handles a move of the channel (308, 318) itself.
 
@@ -136,13 +144,24 @@ def ask(
             if last or not busy(answer) or wanted > patience.longest_pause_seconds:
                 return Reply(answer, repeated=attempt > 1)
             pause = max(pause, wanted)
-        elif last:
-            reason = answer.reason if isinstance(answer, NoAnswer) else "no answer"
-            server = urlsplit(request.url)
-            raise Unreachable(url=f"{server.scheme}://{server.netloc}", reason=reason)
-        yield Pause(min(pause, patience.longest_pause_seconds))
+        elif last or _is_last(answer):
+            raise _unreachable(request, answer)
+        if (yield Retry(min(pause, patience.longest_pause_seconds))) is not None:
+            if isinstance(answer, Response):
+                return Reply(answer, repeated=attempt > 1)
+            raise _unreachable(request, answer)
         pause *= 2
         attempt += 1
+
+
+def _is_last(answer: Answer) -> bool:
+    return isinstance(answer, NoAnswer) and answer.last
+
+
+def _unreachable(request: Request, answer: Answer) -> Unreachable:
+    server = urlsplit(request.url)
+    reason = answer.reason if isinstance(answer, NoAnswer) else "no answer"
+    return Unreachable(url=f"{server.scheme}://{server.netloc}", reason=reason)
 
 
 def _retry_after(response: Response) -> float:

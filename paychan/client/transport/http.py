@@ -18,8 +18,10 @@ from paychan.client.transport.effects import (
     NoAnswer,
     Pause,
     Receive,
+    Received,
     Request,
     Response,
+    Retry,
     Save,
     Send,
 )
@@ -30,15 +32,42 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 * 1024
 """Largest body to read; every answer of this protocol is far smaller."""
 
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+TIME_LIMIT_SECONDS = 30.0
+"""Default of the time that one call may take, with all that it sends again."""
+
+_ANSWER_SECONDS = 30.0
 """A closing waits for signer and node; every other request takes milliseconds."""
+
+_CONNECT_SECONDS = 10.0
 
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
 
 
-def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], None]) -> T:
+class Deadline:
+    """The end of the time that a call may take. A pause that the caller asked for and news on a stream renew it."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self._limit = limit_seconds
+        self.renew()
+
+    def renew(self) -> None:
+        self._end = time.monotonic() + self._limit
+
+    @property
+    def left(self) -> float:
+        """Seconds left; 0 if the time is over."""
+        return max(0.0, self._end - time.monotonic())
+
+    def over(self) -> NoAnswer:
+        return NoAnswer(f"nothing within the time limit of {self._limit:g} s", last=True)
+
+
+def drive(
+    flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], None], limit_seconds: float = TIME_LIMIT_SECONDS
+) -> T:
     """Run a flow to its end, blocking. `keep` makes a record durable and adopts it."""
     answer: Answer = None
+    deadline = Deadline(limit_seconds)
     with Stream() as stream:
         while True:
             try:
@@ -48,18 +77,31 @@ def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], Non
             answer = None
             match effect:
                 case Request():
-                    answer = _send(http, effect)
+                    answer = _send(http, effect, deadline)
                 case Connect() | Send() | Receive():
-                    answer = stream.perform(effect)
+                    answer = stream.perform(effect, deadline.left)
+                    _note(answer, deadline)
                 case Save(record):
                     keep(record)
                 case Pause(seconds):
                     time.sleep(seconds)
+                    deadline.renew()
+                case Retry(seconds):
+                    if seconds < deadline.left:
+                        time.sleep(seconds)
+                    else:
+                        answer = deadline.over()
 
 
-async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[ChannelRecord], None]) -> T:
+async def drive_async(
+    flow: Flow[T],
+    http: httpx.AsyncClient,
+    keep: Callable[[ChannelRecord], None],
+    limit_seconds: float = TIME_LIMIT_SECONDS,
+) -> T:
     """Run a flow to its end on the event loop. A worker thread writes the records."""
     answer: Answer = None
+    deadline = Deadline(limit_seconds)
     async with AsyncStream() as stream:
         while True:
             try:
@@ -69,13 +111,26 @@ async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[Ch
             answer = None
             match effect:
                 case Request():
-                    answer = await _send_async(http, effect)
+                    answer = await _send_async(http, effect, deadline)
                 case Connect() | Send() | Receive():
-                    answer = await stream.perform(effect)
+                    answer = await stream.perform(effect, deadline.left)
+                    _note(answer, deadline)
                 case Save(record):
                     await _keep_whole(keep, record)
                 case Pause(seconds):
                     await asyncio.sleep(seconds)
+                    deadline.renew()
+                case Retry(seconds):
+                    if seconds < deadline.left:
+                        await asyncio.sleep(seconds)
+                    else:
+                        answer = deadline.over()
+
+
+def _note(answer: Answer, deadline: Deadline) -> None:
+    """Renew the time of a series of payments with each answer on its stream."""
+    if isinstance(answer, Received):
+        deadline.renew()
 
 
 async def _keep_whole(keep: Callable[[ChannelRecord], None], record: ChannelRecord) -> None:
@@ -88,26 +143,44 @@ async def _keep_whole(keep: Callable[[ChannelRecord], None], record: ChannelReco
         raise
 
 
-def _send(http: httpx.Client, request: Request) -> Response | NoAnswer:
+def _send(http: httpx.Client, request: Request, deadline: Deadline) -> Response | NoAnswer:
+    """Send a request. httpx counts its time for each part of an answer, so the time of all parts is counted here."""
+    if not deadline.left:
+        return deadline.over()
     body = bytearray()
     try:
-        with http.stream(request.method, request.url, content=request.body, headers=_HEADERS) as reply:
+        with http.stream(
+            request.method, request.url, content=request.body, headers=_HEADERS, timeout=_timeout(deadline)
+        ) as reply:
             for part in reply.iter_raw():
                 _gather(body, part)
+                if not deadline.left:
+                    return deadline.over()
             return _response(reply, body)
     except httpx.TransportError as error:
-        return NoAnswer(str(error) or type(error).__name__)
+        return NoAnswer(str(error) or type(error).__name__) if deadline.left else deadline.over()
 
 
-async def _send_async(http: httpx.AsyncClient, request: Request) -> Response | NoAnswer:
+async def _send_async(http: httpx.AsyncClient, request: Request, deadline: Deadline) -> Response | NoAnswer:
     body = bytearray()
     try:
-        async with http.stream(request.method, request.url, content=request.body, headers=_HEADERS) as reply:
+        async with (
+            asyncio.timeout(deadline.left),
+            http.stream(
+                request.method, request.url, content=request.body, headers=_HEADERS, timeout=_timeout(deadline)
+            ) as reply,
+        ):
             async for part in reply.aiter_raw():
                 _gather(body, part)
             return _response(reply, body)
+    except TimeoutError:
+        return deadline.over()
     except httpx.TransportError as error:
-        return NoAnswer(str(error) or type(error).__name__)
+        return NoAnswer(str(error) or type(error).__name__) if deadline.left else deadline.over()
+
+
+def _timeout(deadline: Deadline) -> httpx.Timeout:
+    return httpx.Timeout(min(_ANSWER_SECONDS, deadline.left), connect=min(_CONNECT_SECONDS, deadline.left))
 
 
 def _gather(body: bytearray, part: bytes) -> None:

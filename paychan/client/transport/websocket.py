@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from paychan.client.transport.effects import Connect, Connected, NoAnswer, Receive, Received, Send
+from paychan.client.transport.proxy import proxy_of
 
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 30
@@ -21,11 +22,12 @@ _MAX_FRAME_BYTES = 1 << 20
 """Largest frame to read; every frame of answers is far smaller."""
 
 
-def _options(effect: Connect) -> dict[str, Any]:
+def _options(effect: Connect, seconds: float) -> dict[str, Any]:
     return {
+        "proxy": proxy_of("http" + effect.url.removeprefix("ws")),
         "additional_headers": {"Authorization": f"Bearer {effect.secret}"},
         "compression": None,
-        "open_timeout": _CONNECT_SECONDS,
+        "open_timeout": min(_CONNECT_SECONDS, seconds),
         "max_size": _MAX_FRAME_BYTES,
     }
 
@@ -49,18 +51,19 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
+    def perform(self, effect: Connect | Send | Receive, seconds: float) -> Connected | Received | NoAnswer | None:
+        """Perform an effect within `seconds`. Without the packages for a SOCKS proxy there is no stream."""
         try:
             if isinstance(effect, Connect):
-                self._connection = self._stack.enter_context(connect(effect.url, **_options(effect)))
+                self._connection = self._stack.enter_context(connect(effect.url, **_options(effect, seconds)))
                 return Connected()
             if self._connection is None:
                 return NoAnswer("no stream")
             if isinstance(effect, Receive):
-                frame = self._connection.recv(_ANSWER_SECONDS)
+                frame = self._connection.recv(min(_ANSWER_SECONDS, seconds))
                 return Received(frame if isinstance(frame, bytes) else b"")
             self._connection.send(effect.frame)
-        except (OSError, WebSocketException, EOFError) as error:
+        except (OSError, WebSocketException, EOFError, ImportError) as error:
             return None if isinstance(effect, Send) else _reason(error)
         return None
 
@@ -78,19 +81,21 @@ class AsyncStream:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
+    async def perform(self, effect: Connect | Send | Receive, seconds: float) -> Connected | Received | NoAnswer | None:
         """Perform an effect like `Stream.perform`."""
         try:
             if isinstance(effect, Connect):
-                self._connection = await self._stack.enter_async_context(connect_async(effect.url, **_options(effect)))
+                self._connection = await self._stack.enter_async_context(
+                    connect_async(effect.url, **_options(effect, seconds))
+                )
                 return Connected()
             if self._connection is None:
                 return NoAnswer("no stream")
             if isinstance(effect, Receive):
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout(min(_ANSWER_SECONDS, seconds)):
                     frame = await self._connection.recv()
                 return Received(frame if isinstance(frame, bytes) else b"")
             await self._connection.send(effect.frame)
-        except (OSError, WebSocketException, EOFError) as error:
+        except (OSError, WebSocketException, EOFError, ImportError) as error:
             return None if isinstance(effect, Send) else _reason(error)
         return None
