@@ -15,7 +15,11 @@ from paychan.protocol.types import Network, Sat
 from paychan.shared.places import Place, state_place, trouble_with_path
 
 MIN_DUST_SAT = 546
-"""P2PKH dust limit of Bitcoin Core's default relay policy: a settlement with a smaller output does not propagate."""
+"""Smallest output that nodes relay whatever the type of its script is: P2PKH has the largest limit of all types.
+
+Settlements with a smaller output do not propagate. Witness outputs could be smaller, but a server names one limit in
+its terms, before the payer names an address.
+"""
 
 TYPICAL_SETTLEMENT_BYTES = 331
 """Size that the original used for its opening price (RBPCP §7.3); the fee paid follows the real size."""

@@ -1,4 +1,9 @@
-"""Base58 addresses of the two script types a channel pays to, P2PKH and P2SH."""
+"""Addresses of the script types that a settlement or refund pays to: P2PKH, P2SH, P2WPKH, P2WSH and P2TR.
+
+The first two are base58check texts. The others are witness programs (BIP141), Bech32 (BIP173) or Bech32m (BIP350) texts.
+Other witness programs are refused, although BIP350 asks wallets to send to each: no rule says yet how to spend outputs
+of the versions 2 to 16, so any miner may take them. The same holds for version 1 with other than 32 bytes (BIP341).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,14 @@ from collections.abc import Callable
 import bitcoin.base58
 from bitcoin.core import Hash, Hash160
 
+from paychan.protocol.bech32 import decode, encode_program, witness_program
 from paychan.protocol.errors import Malformed
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, Sat
 
-_MAX_ADDRESS_CHARS = 40
+ADDRESS_TYPES = "P2PKH, P2SH, P2WPKH, P2WSH or P2TR"
+"""The types that are taken, as refusals name them."""
+
+_MAX_BASE58_CHARACTERS = 40
 """Longest base58check text of 25 bytes is 35; the cap bounds the decoder's quadratic work."""
 
 
@@ -49,9 +58,19 @@ def p2sh_script_of(script_hash: bytes) -> bytes:
     return b"\xa9\x14" + script_hash + b"\x87"
 
 
+def witness_script(version: int, program: bytes) -> bytes:
+    """ScriptPubKey of a witness program (BIP141)."""
+    return bytes([0x50 + version if version else 0, len(program)]) + program
+
+
 def is_address_script(script: bytes) -> bool:
-    """P2PKH or P2SH: the scripts of v1 and v2 addresses, which every node relays."""
-    return is_key_script(script) or is_script_hash(script)
+    """Say whether a script has one of the types above; every node relays outputs of these types."""
+    return is_key_script(script) or is_script_hash(script) or is_witness_script(script)
+
+
+def is_witness_script(script: bytes) -> bool:
+    """Say whether it is P2WPKH, P2WSH or P2TR."""
+    return (len(script), script[:2]) in ((22, b"\x00\x14"), (34, b"\x00\x20"), (34, b"\x51\x20"))
 
 
 def is_script_hash(script: bytes) -> bool:
@@ -69,18 +88,30 @@ def key_script(public_key: bytes) -> bytes:
     return p2pkh_script(hash160(public_key))
 
 
+def least_relayed_sat(script: bytes) -> Sat:
+    """Smallest value, in satoshi, of an output with a script of these types that nodes relay.
+
+    Bitcoin Core's GetDustThreshold (policy/policy.cpp) at 3 sat for each byte of the output and of the input that will
+    spend it: P2PKH 546, P2SH 540, P2WPKH 294, P2WSH and P2TR 330.
+    """
+    spending = 36 + 4 + 1 + (107 // 4 if is_witness_script(script) else 107)
+    return Sat(3 * (8 + 1 + len(script) + spending))
+
+
 def encode_address(script: bytes, network: Network) -> str:
-    """Show a P2PKH or P2SH scriptPubKey as an address.
+    """Show a scriptPubKey as an address, in lower case if it is a witness program.
 
     Raises:
         ValueError: the script is of another type; no caller in this project builds one.
     """
+    if is_witness_script(script):
+        return encode_program(network.bech32_prefix, int(script[0] != 0), script[2:])
     if is_key_script(script):
         payload = bytes([network.p2pkh_version]) + script[3:23]
     elif is_script_hash(script):
         payload = bytes([network.p2sh_version]) + script[2:22]
     else:
-        msg = f"neither P2PKH nor P2SH: {script.hex()}"
+        msg = f"not {ADDRESS_TYPES}: {script.hex()}"
         raise ValueError(msg)
     return str(bitcoin.base58.encode(payload + Hash(payload)[:4]))
 
@@ -89,19 +120,54 @@ def decode_address(text: str, network: Network, field: str = "change_address") -
     """Read an address of this network as its scriptPubKey.
 
     Raises:
-        Malformed: bad base58, checksum, length, type, or an address of another network.
+        Malformed: a wrong form or checksum, another type, or an address of another network.
     """
-    if len(text) > _MAX_ADDRESS_CHARS:
-        raise Malformed(field=field, reason=f"address of {len(text)} characters")
+    try:
+        script, networks = _read_bech32(text) if _has_bech32_prefix(text) else _read_base58(text)
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if network in networks:
+            return script
+        problem = f"address of the {' or '.join(each.value for each in networks)} network"
+    raise Malformed(field=field, reason=f"{problem}; want a {ADDRESS_TYPES} address of the {network.value} network")
+
+
+def _has_bech32_prefix(text: str) -> bool:
+    """Say whether a text begins like a witness address; no base58 address of these networks does."""
+    return text.lower().startswith(tuple(f"{network.bech32_prefix}1" for network in Network))
+
+
+def _read_bech32(text: str) -> tuple[bytes, list[Network]]:
+    """Return the scriptPubKey of a witness address and its networks. Raises ValueError."""
+    decoded = decode(text)
+    version, program = witness_program(decoded)
+    script = witness_script(version, program)
+    if not is_witness_script(script):
+        msg = f"witness version {version} with {len(program)} bytes, which anyone could spend"
+        raise ValueError(msg)
+    return script, [network for network in Network if network.bech32_prefix == decoded.prefix]
+
+
+def _read_base58(text: str) -> tuple[bytes, list[Network]]:
+    """Return the scriptPubKey of a base58check address and its networks. Raises ValueError."""
+    if len(text) > _MAX_BASE58_CHARACTERS:
+        msg = f"{len(text)} characters that are no address"
+        raise ValueError(msg)
     try:
         raw = bytes(bitcoin.base58.decode(text))
     except bitcoin.base58.InvalidBase58Error:
-        raise Malformed(field=field, reason="not base58") from None
+        msg = "neither base58 nor bech32"
+        raise ValueError(msg) from None
     if len(raw) != 25 or Hash(raw[:21])[:4] != raw[21:]:
-        raise Malformed(field=field, reason="wrong length or checksum")
+        msg = "wrong length or checksum"
+        raise ValueError(msg)
     version, payload = raw[0], raw[1:21]
-    if version == network.p2pkh_version:
-        return p2pkh_script(payload)
-    if version == network.p2sh_version:
-        return p2sh_script_of(payload)
-    raise Malformed(field=field, reason=f"address version {version}, not of the {network.value} network")
+    for script, networks in (
+        (p2pkh_script(payload), [network for network in Network if network.p2pkh_version == version]),
+        (p2sh_script_of(payload), [network for network in Network if network.p2sh_version == version]),
+    ):
+        if networks:
+            return script, networks
+    msg = f"base58 address of version {version}"
+    raise ValueError(msg)

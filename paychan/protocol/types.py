@@ -23,7 +23,10 @@ _TXID = re.compile(r"[0-9a-f]{64}")
 
 
 class Network(Enum):
-    """A Bitcoin network, with the version bytes of its base58 addresses."""
+    """A Bitcoin network, with the version bytes and the prefix of its addresses.
+
+    TEST is any public test network (testnet3, testnet4, signet): their addresses are the same.
+    """
 
     LIVE = "live"
     TEST = "test"
@@ -36,6 +39,11 @@ class Network(Enum):
     @property
     def p2sh_version(self) -> int:
         return 0x05 if self is Network.LIVE else 0xC4
+
+    @property
+    def bech32_prefix(self) -> str:
+        """Human-readable part of its witness addresses (BIP173; bcrt is Bitcoin Core's)."""
+        return {Network.LIVE: "bc", Network.TEST: "tb", Network.REGTEST: "bcrt"}[self]
 
     @property
     def wif_version(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from paychan.protocol.address import is_address_script
+from paychan.protocol.address import ADDRESS_TYPES, is_address_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.keys import check_public_key
@@ -116,7 +116,7 @@ def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | No
         return f"change of {claim.payment.change_sat} sat out of {claim.funding_sat} sat"
     funding_script = claim.terms.funding_script
     if claim.change_script != funding_script and not is_address_script(claim.change_script):
-        return f"change script of {len(claim.change_script)} bytes is neither P2PKH nor P2SH"
+        return f"change script of {len(claim.change_script)} bytes is not {ADDRESS_TYPES}"
     return _script_problem(claim.outpoint, funding_script, outputs)
 
 

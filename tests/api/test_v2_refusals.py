@@ -99,10 +99,15 @@ def test_opening_refuses_a_body_that_names_another_outpoint(v2: V2, name: str) -
     assert "Location" not in refused.headers
 
 
-@pytest.mark.parametrize("address", [LIVE_ADDRESS, "", "nonsense", "1" * 2000])
+@pytest.mark.parametrize(
+    "address", [LIVE_ADDRESS, "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "", "nonsense", "1" * 2000]
+)
 def test_opening_refuses_addresses_of_other_networks(v2: V2, address: str) -> None:
-    """The change address is a P2PKH or P2SH address of the server's network."""
-    assert refusal(v2.open(v2.payer.payment(100_000), change_address=address)) == (400, "malformed")
+    """The change address is of the server's network; the refusal names the types that are taken, and the network."""
+    answer = v2.open(v2.payer.payment(100_000), change_address=address)
+
+    assert refusal(answer) == (400, "malformed")
+    assert "want a P2PKH, P2SH, P2WPKH, P2WSH or P2TR address of the test network" in answer.text
 
 
 def test_an_opening_payment_below_the_price_is_short(v2: V2) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from coincurve import PrivateKey
 from msgspec import Struct
 
-from paychan.protocol.address import key_script
+from paychan.protocol.address import hash160, key_script, p2sh_script, witness_script
 from paychan.protocol.channel import (
     Accepted,
     Channel,
@@ -62,6 +62,17 @@ def private_key(seed: str) -> PrivateKey:
 
 SERVER_DESTINATION = key_script(private_key("server destination").public_key.format())
 """Destination of the settlements built here (P2PKH)."""
+
+
+def scripts_of(public_key: bytes) -> dict[str, bytes]:
+    """A script of each type that change may be paid to; the first is that of the key."""
+    return {
+        "p2pkh": key_script(public_key),
+        "p2sh": p2sh_script(public_key),
+        "p2wpkh": witness_script(0, hash160(public_key)),
+        "p2wsh": witness_script(0, sha256(public_key).digest()),
+        "p2tr": witness_script(1, public_key[1:]),
+    }
 
 
 class Payer(Struct, frozen=True):

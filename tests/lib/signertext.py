@@ -75,7 +75,7 @@ MEANINGS = {
     "Claim.terms": "terms of the channel; the redeem script follows from them",
     "Claim.outpoint": "the funding output, or the output that the channel has moved to",
     "Claim.funding_sat": "value of that output",
-    "Claim.change_script": "scriptPubKey of the client's change, P2PKH or P2SH; the client's signature covers it",
+    "Claim.change_script": "scriptPubKey of the client's change, P2PKH, P2SH, P2WPKH, P2WSH or P2TR; the client's signature covers it",
     "Claim.payment": "the newest payment that the client signed",
     "Payment.change_sat": "amount that still belongs to the client; the rest belongs to the server",
     "Payment.signature": "the client's signature: strict DER with low S, without hash flag",

@@ -11,7 +11,8 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paychan.protocol.address import decode_address, encode_address
+from paychan.protocol.address import decode_address, encode_address, witness_script
+from paychan.protocol.bech32 import encode_program
 from paychan.protocol.errors import BadRequest, DamagedRecord, Malformed
 from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
 from paychan.protocol.keys import parse_public_key
@@ -145,19 +146,56 @@ def test_redeem_scripts_round_trip(expiry: int, server: int, client: int) -> Non
 
 @given(st.text(max_size=50) | st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz", max_size=40))
 def test_addresses_are_read_or_refused(text: str) -> None:
-    """Any text gives an address with the same text, or a bad request."""
+    """Any text gives an address with the same text (in lower case, if it is bech32), or a bad request."""
     for network in Network:
         script = refused_or(BadRequest, decode_address, text, network)
 
-        assert script is None or encode_address(script, network) == text
+        assert script is None or encode_address(script, network) in (text, text.lower())
 
 
-@given(st.binary(min_size=20, max_size=20), st.booleans(), st.sampled_from(Network))
-def test_addresses_round_trip(payload: bytes, p2sh: bool, network: Network) -> None:
+_HASHES, _LONG_HASHES = st.binary(min_size=20, max_size=20), st.binary(min_size=32, max_size=32)
+_ADDRESS_SCRIPTS = (
+    st.builds(b"\x76\xa9\x14%b\x88\xac".__mod__, _HASHES)
+    | st.builds(b"\xa9\x14%b\x87".__mod__, _HASHES)
+    | st.builds(b"\x00\x14%b".__mod__, _HASHES)
+    | st.builds(b"\x00\x20%b".__mod__, _LONG_HASHES)
+    | st.builds(b"\x51\x20%b".__mod__, _LONG_HASHES)
+)
+
+
+@given(_ADDRESS_SCRIPTS, st.sampled_from(Network))
+def test_addresses_round_trip(script: bytes, network: Network) -> None:
     """Every hash has an address of each type on each network, which decodes to the same script."""
-    script = b"\xa9\x14" + payload + b"\x87" if p2sh else b"\x76\xa9\x14" + payload + b"\x88\xac"
+    address = encode_address(script, network)
 
-    assert decode_address(encode_address(script, network), network) == script
+    assert decode_address(address, network) == script
+    if "1" in address[:5] and address.startswith(network.bech32_prefix):
+        assert decode_address(address.upper(), network) == script
+
+
+@given(_ADDRESS_SCRIPTS, st.sampled_from(Network), st.data())
+def test_a_changed_address_is_refused(script: bytes, network: Network, data: st.DataObject) -> None:
+    """One other character of the alphabet at any place gives no address of any network."""
+    address = encode_address(script, network)
+    at = data.draw(st.integers(0, len(address) - 1))
+    other = data.draw(
+        st.sampled_from("123456789qpzryxgf2tvdw0sjn54khcemua7lABCDEFGHJKLMNPQRSTUVWXYZ").filter(address[at].__ne__)
+    )
+    for each in Network:
+        assert refused_or(BadRequest, decode_address, address[:at] + other + address[at + 1 :], each) is None
+
+
+@given(st.integers(0, 16), st.binary(min_size=2, max_size=40), st.sampled_from(Network))
+def test_every_witness_program_is_taken_or_refused_by_its_type(version: int, program: bytes, network: Network) -> None:
+    """The addresses of other versions and lengths are refused, however valid their checksum is."""
+    text = encode_program(network.bech32_prefix, version, program)
+    script = refused_or(BadRequest, decode_address, text, network)
+
+    if (version, len(program)) in ((0, 20), (0, 32), (1, 32)):
+        assert script == witness_script(version, program)
+        assert encode_address(script, network) == text
+    else:
+        assert script is None
 
 
 @given(outpoints)

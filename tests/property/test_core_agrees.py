@@ -17,7 +17,7 @@ from paychan.protocol.kinds.refund import sign_refund
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.settlement import Claim, settlement_size, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from tests.lib.channels import RULES, Payer, private_key
+from tests.lib.channels import RULES, Payer, private_key, scripts_of
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.kernel import interpreter_accepts
 
@@ -30,7 +30,18 @@ expiries = st.sampled_from([MIN_EXPIRY, UnixTime(2**31 - 1), UnixTime(2**31), MA
     MIN_EXPIRY, MAX_EXPIRY
 ).map(UnixTime)
 fundings = st.integers(10_000, 21 * 10**14).map(Sat)
-payers = st.builds(Payer, st.integers(0, 10**6).map(str), expiries, fundings)
+
+
+class EachChange(Payer, frozen=True):
+    """A payer whose change address is of a type that depends on its seed."""
+
+    @property
+    def change_script(self) -> bytes:
+        scripts = list(scripts_of(self.key.public_key.format()).values())
+        return scripts[int(self.seed) % len(scripts)]
+
+
+payers = st.builds(EachChange, st.integers(0, 10**6).map(str), expiries, fundings)
 
 
 def claim_of(payer: Payer, payment: Payment) -> Claim:
@@ -114,7 +125,7 @@ def test_refunds_are_valid(payer: Payer, fee: int) -> None:
 def batches(draw: st.DrawFn) -> list[tuple[Payer, int]]:
     """One to four channels, at most one with change; payer and change value of each."""
     seeds = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4, unique=True))
-    drawn = [(Payer(str(seed), draw(expiries), draw(fundings)), 0) for seed in seeds]
+    drawn = [(EachChange(str(seed), draw(expiries), draw(fundings)), 0) for seed in seeds]
     if draw(st.booleans()):
         payer = drawn[0][0]
         drawn[0] = (payer, draw(st.integers(DUST, payer.funding_sat)))

@@ -289,6 +289,7 @@ def _share(
 
 
 def _is_relayed(script: bytes) -> bool:
-    """P2PKH or P2SH."""
+    """P2PKH, P2SH, P2WPKH, P2WSH or P2TR."""
     p2pkh = len(script) == 25 and (script[:3], script[23:]) == (b"\x76\xa9\x14", b"\x88\xac")
-    return p2pkh or (len(script) == 23 and (script[:2], script[22:]) == (b"\xa9\x14", b"\x87"))
+    p2sh = len(script) == 23 and (script[:2], script[22:]) == (b"\xa9\x14", b"\x87")
+    return p2pkh or p2sh or (script[:2], len(script)) in ((b"\0\x14", 22), (b"\0\x20", 34), (b"\x51\x20", 34))

@@ -14,6 +14,7 @@ from paychan.protocol.address import key_script, p2sh_script
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.types import OutPoint, UnixTime
 from signer.keys.ring import hardened_keys, rbpcp_v2_keys
+from tests.lib.channels import scripts_of
 from tests.signer import judge
 
 SEEDS = [sha256(b"the newest generation").digest(), sha256(b"an old one").digest()]
@@ -34,7 +35,9 @@ class Channel(NamedTuple):
 
     @property
     def change_script(self) -> bytes:
-        return key_script(self.payer.public_key.format())
+        """One of the five types, which depends on the channel."""
+        scripts = list(scripts_of(self.payer.public_key.format()).values())
+        return scripts[self.terms.server_key[-1] % len(scripts)]
 
 
 def _channel(payer: PrivateKey, source: int, number: int, funding_sat: int, *promised: int) -> Channel:

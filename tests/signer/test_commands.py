@@ -307,7 +307,7 @@ def test_destination_is_set_for_the_first_time(place: Place) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg", "not of the regtest network"),
+        ("1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg", "address of the regtest network"),
         (ADDRESSES[1][:-1], "wrong length or checksum"),
         (ADDRESSES[0], "has this value already"),
     ],

@@ -81,12 +81,22 @@ def test_shipped_files_hold_no_secret(name: str) -> None:
         (
             f'network = "live"\n{KEY}[settlement]\ndestination_address = "{TEST_ADDRESS}"',
             "settlement.destination_address",
-            "not of the live network",
+            "address of the test or regtest network; want a P2PKH, P2SH, P2WPKH, P2WSH or P2TR address of the live network",
         ),
         (
             f'network = "test"\n{KEY}[settlement]\ndestination_address = "{LIVE_ADDRESS}"',
             "settlement.destination_address",
-            "not of the test network",
+            "address of the live network; want a P2PKH, P2SH, P2WPKH, P2WSH or P2TR address of the test network",
+        ),
+        (
+            f'network = "regtest"\n{KEY}[settlement]\nprevious_addresses = ["tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx"]',
+            "settlement.previous_addresses",
+            "address of the test network; want",
+        ),
+        (
+            f'network = "live"\n{KEY}[settlement]\ndestination_address = "bc1pfeessrawgf"',
+            "settlement.destination_address",
+            "which anyone could spend",
         ),
         (
             f'network = "test"\n{KEY}[settlement]\ndestination_address = "{TEST_ADDRESS[:-1]}Z"',

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from coincurve import PublicKey
 
-from paychan.protocol.address import key_script, p2sh_script
+from paychan.protocol.address import key_script, p2sh_script, witness_script
 from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_CLAIMS,
@@ -89,7 +89,12 @@ TEMPLATE = [
     ("claims.0.change_script", b"", "0 bytes"),
     ("claims.0.change_script", b"\x6a" + CHANGE_SCRIPT[1:], "25 bytes"),
     ("claims.0.change_script", b"\x6a" + p2sh_script(b"")[1:], "23 bytes"),
-    ("claims.0.change_script", b"\x00\x14" + bytes(20), "22 bytes"),
+    ("claims.0.change_script", witness_script(0, bytes(20))[:-1], "21 bytes"),
+    ("claims.0.change_script", witness_script(0, bytes(31)), "33 bytes"),
+    ("claims.0.change_script", witness_script(1, bytes(2)), "4 bytes"),
+    ("claims.0.change_script", witness_script(1, bytes(20)), "22 bytes"),
+    ("claims.0.change_script", witness_script(2, bytes(32)), "34 bytes is not P2PKH, P2SH, P2WPKH, P2WSH or P2TR"),
+    ("claims.0.change_script", b"\x4f" + bytes([32]) + bytes(32), "34 bytes"),
     ("claims.0.change_script", CHANGE_SCRIPT + b"\xac", "26 bytes"),
     ("claims.0.change_script", bytes(10_000), "10000 bytes"),
 ]
@@ -118,6 +123,9 @@ CLIENT_SIGNATURE = [
     ("claims.1.outpoint.vout", 2, "claim 1"),
     ("claims.0.change_script", key_script(OTHER_KEY), "does not verify"),
     ("claims.0.change_script", p2sh_script(b""), "does not verify"),
+    ("claims.0.change_script", witness_script(0, bytes(20)), "does not verify"),
+    ("claims.0.change_script", witness_script(0, bytes(32)), "does not verify"),
+    ("claims.0.change_script", witness_script(1, bytes(32)), "does not verify"),
     ("claims.0.payment.change_sat", 399_999, "does not verify"),
     ("claims.0.payment.change_sat", 400_001, "does not verify"),
     ("claims.0.payment.change_sat", 0, "does not fit a change value of 0 sat"),

@@ -20,14 +20,14 @@ from paychan.cli.payer.outputs import OwnChainView, look, shown_txid, value_at
 from paychan.cli.payer.terminal import sat
 from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
 from paychan.client.flows.deposits import agrees, with_chain
-from paychan.client.flows.refund import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund
+from paychan.client.flows.refund import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund, refund_script
 from paychan.protocol.address import encode_address
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.kinds.refund import Refund, input_size
 from paychan.protocol.types import Network, OutPoint, Sat
 
-_REST_BYTES = 44
-"""Most bytes of a refund besides its inputs: version, counts, one output, lock time."""
+_REST_BYTES = 4 + 1 + 1 + 8 + 1 + 4
+"""Bytes of a refund besides its inputs and its output's script: version, counts, value, length, lock time."""
 
 _SEARCH_SECONDS = 1800.0
 """For the first call about an address, a node scans all unspent outputs, which takes minutes on the main network."""
@@ -170,20 +170,21 @@ async def publish(chain: Chain, payer: Payer, view: OwnChainView, options: Refun
         FeeTooHigh: the lowest fee that is relayed now exceeds the payer's limit.
     """
     coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in view.confirmed)
-    rate = options.fee_rate or _rate(coins, input_size(view.record.terms), await chain.fees(), options)
+    rate = options.fee_rate or _rate(coins, view.record, await chain.fees(), options)
     with payer.channel(view.record.name) as channel:
         signed = channel.keep_refund(RefundTerms(rate, options.to, coins, options.max_fee_sat))
         await chain.publish(signed.transaction)
     return signed
 
 
-def _rate(coins: Collection[Deposit], coin_size: int, fees: ChainFees, options: RefundOptions) -> int:
+def _rate(coins: Collection[Deposit], record: ChannelRecord, fees: ChainFees, options: RefundOptions) -> int:
     """Choose the chain's estimated rate, limited to a proportionate fee, but at least the lowest rate that is relayed."""
     wanted = min(max(REFUND_SAT_PER_VB, fees.estimate_sat_per_vb or 0), MOST_SAT_PER_VB)
-    size = len(coins) * coin_size + _REST_BYTES
+    script = refund_script(record, options.to)
+    size = len(coins) * input_size(record.terms) + _REST_BYTES + len(script)
     if options.max_fee_sat is not None:
         return max(1, fees.floor_sat_per_vb, min(wanted, options.max_fee_sat // size))
-    return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, wanted))
+    return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, script, wanted))
 
 
 async def bump(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:

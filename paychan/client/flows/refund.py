@@ -11,7 +11,7 @@ from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, WrongState
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.effects import Flow, Save
-from paychan.protocol.address import decode_address, encode_address, key_script
+from paychan.protocol.address import decode_address, encode_address, key_script, least_relayed_sat
 from paychan.protocol.kinds.refund import Coin, Refund, input_size, sign_refunds
 from paychan.protocol.types import Network, OutPoint, Sat
 
@@ -24,9 +24,6 @@ A refund with another rate can be signed at any time.
 MOST_FEE_PERCENT = 10
 MOST_SAT_PER_VB = 200
 """A refund fee above this share of its value, or above this rate, needs `RefundTerms.max_fee_sat`."""
-
-RELAYED_SAT = 546
-"""Smallest P2PKH output that nodes relay (policy.h: 3 sat per byte). It is independent of the server's dust limit."""
 
 _replace = msgspec.structs.replace
 
@@ -76,13 +73,14 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
     for coin in coins:
         if not (coin.source.checked or terms.unchecked):
             raise ValueUnchecked(outpoint=coin.outpoint, value_sat=coin.value_sat, source=coin.source.words)
-    script = decode_address(terms.address or record.home_address, record.network, "refund address")
+    script = refund_script(record, terms.address)
     total_sat = sum(coin.value_sat for coin in coins)
     inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
     size = sign_refunds(record.key, record.terms, inputs, script, Sat(0)).size
     fee_sat = Sat(size * terms.sat_per_vb)
-    if total_sat - fee_sat < RELAYED_SAT:
-        raise FundingTooSmall(got_sat=total_sat, need_sat=fee_sat + RELAYED_SAT)
+    least_sat = least_relayed_sat(script)  # independent of the server's dust limit
+    if total_sat - fee_sat < least_sat:
+        raise FundingTooSmall(got_sat=total_sat, need_sat=fee_sat + least_sat)
     most_sat = most_fee_sat(total_sat, size) if terms.max_fee_sat is None else terms.max_fee_sat
     if fee_sat > most_sat:
         rule = f"{MOST_FEE_PERCENT} % of {total_sat} sat, and {MOST_SAT_PER_VB} sat per byte"
@@ -98,9 +96,15 @@ def most_fee_sat(total_sat: int, size: int) -> Sat:
     return Sat(max(min(share, size * MOST_SAT_PER_VB), size * REFUND_SAT_PER_VB))
 
 
-def affordable_rate(total_sat: int, size: int, wanted_sat_per_vb: int) -> int:
+def refund_script(record: ChannelRecord, address: str = "") -> bytes:
+    """ScriptPubKey that a refund pays to: of this address, or of the channel's home address. Raises Malformed."""
+    return decode_address(address or record.home_address, record.network, "refund address")
+
+
+def affordable_rate(total_sat: int, size: int, script: bytes, wanted_sat_per_vb: int) -> int:
     """Lower a rate that the payer did not type: to `most_fee_sat`, and so far that the output is still relayed."""
-    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size, (total_sat - RELAYED_SAT) // size))
+    leaves_output = (total_sat - least_relayed_sat(script)) // size
+    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size, leaves_output))
 
 
 def first_refund(record: ChannelRecord) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ VERSIONS = {
     "server asks which of its records are behind; the signer names keys of earlier generations",
     5: "the server asks which channels the signer was shown, and finds those that its store lacks",
     6: "the terms of a claim name the channel's kind, and its expiry is a value of its own; a frame has up to 128 KiB, as "
-    "a funding transaction is no larger than nodes relay",
+    "a funding transaction is no larger than nodes relay; change may also be P2WPKH, P2WSH or P2TR",
 }
 """The changes of each version. A peer with another version is refused: messages have no optional fields."""
 
