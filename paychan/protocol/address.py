@@ -144,7 +144,7 @@ def _read_bech32(text: str) -> tuple[bytes, list[Network]]:
     version, program = witness_program(decoded)
     script = witness_script(version, program)
     if not is_witness_script(script):
-        msg = f"witness version {version} with {len(program)} bytes, which anyone could spend"
+        msg = f"witness version {version} with {len(program)} bytes, whose outputs need no signature"
         raise ValueError(msg)
     return script, [network for network in Network if network.bech32_prefix == decoded.prefix]
 

@@ -34,13 +34,13 @@ REFUSED = [
     ("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx", "address of the test network"),
     ("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt08q", "wrong checksum"),
     ("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt08O", "mixed"),
-    ("bcrt1pfeesnyr2tx", "witness version 1 with 2 bytes, which anyone could spend"),
+    ("bcrt1pfeesnyr2tx", "witness version 1 with 2 bytes, whose outputs need no signature"),
 ]
 """Addresses that a regtest server refuses, and why."""
 
 
 def new_address(node: Node, kind: str) -> str:
-    """A new address of the node's wallet; P2WSH is one that anyone can spend."""
+    """A new address of the node's wallet; that of P2WSH needs no signature."""
     if kind == "p2wsh":
         return encode_address(witness_script(0, sha256(b"\x51").digest()), Network.REGTEST)
     return str(node.rpc("getnewaddress", "", WALLET_TYPES[kind], wallet="miner"))

@@ -81,12 +81,14 @@ def test_fault_43_an_address_is_taken_if_its_type_can_be_spent() -> None:
             assert decode_address(text, network).hex() == script
             assert encode_address(bytes.fromhex(script), network) == text.lower()
         else:
-            with pytest.raises(Malformed, match="which anyone could spend; want a P2PKH, P2SH, P2WPKH, P2WSH or P2TR"):
+            with pytest.raises(
+                Malformed, match="whose outputs need no signature; want a P2PKH, P2SH, P2WPKH, P2WSH or P2TR"
+            ):
                 decode_address(text, network)
     assert taken == {"0014", "0020", "5120"}
 
 
 def test_the_anchor_of_version_1_is_refused() -> None:
-    """Pay-to-anchor is valid Bech32m, and anyone may spend it."""
-    with pytest.raises(Malformed, match="witness version 1 with 2 bytes, which anyone could spend"):
+    """Pay-to-anchor is valid Bech32m, and its outputs need no signature."""
+    with pytest.raises(Malformed, match="witness version 1 with 2 bytes, whose outputs need no signature"):
         decode_address("bc1pfeessrawgf", Network.LIVE)

@@ -96,7 +96,7 @@ def test_shipped_files_hold_no_secret(name: str) -> None:
         (
             f'network = "live"\n{KEY}[settlement]\ndestination_address = "bc1pfeessrawgf"',
             "settlement.destination_address",
-            "which anyone could spend",
+            "whose outputs need no signature",
         ),
         (
             f'network = "test"\n{KEY}[settlement]\ndestination_address = "{TEST_ADDRESS[:-1]}Z"',
