@@ -11,6 +11,7 @@ ClientError
 │       └── PaymentPending  the application behind the server has not answered for a payment yet, which is kept
 ├── Unreachable             no answer; a payment in flight is kept, and the next `pay()` or `resume()` sends it again
 ├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
+│   └── CountedLess         less of the payment was new than the wallet paid
 ├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
 └── WalletError             a file of the wallet: missing, in use, damaged, unreadable, of a later version, for others to read
 """
@@ -87,6 +88,19 @@ class ServerMisbehaved(ClientError):
     """An answer that contradicts the record; the text gives both values. The wallet took over nothing from it."""
 
     code, text = "server_misbehaved", "server misbehaved: {what}: got {got}, want {want}"
+
+
+class CountedLess(ServerMisbehaved):
+    """The server counts less of a payment as new than the wallet paid.
+
+    Another copy of this wallet may have paid the rest before: then both agree after `status` or `resume`. The client
+    can't tell that from a server that counts wrongly, so it says so.
+    """
+
+    code = "counted_less"
+    text = (
+        "server misbehaved: {what}: got {got}, want {want}, unless another copy of this wallet has paid the rest before"
+    )
 
 
 # --- the client declined --------------------------------------------------------------------------------------------

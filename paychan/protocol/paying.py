@@ -19,8 +19,8 @@ from msgspec import Struct
 from paychan.protocol.channel import Accepted, Channel, CloseReason, Outcome, Pay, Rejected, State, View
 from paychan.protocol.closing import close
 from paychan.protocol.ending import end_of
-from paychan.protocol.errors import ChainUnavailable, ChannelExpiring, PaymentPending, ValueBackwards
-from paychan.protocol.forgery import forged
+from paychan.protocol.errors import ChainUnavailable, ChannelExpiring, PaymentPending
+from paychan.protocol.forgery import forged, not_below
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.types import Sat
 
@@ -86,7 +86,7 @@ def book(verified: Verified) -> Outcome:
     """
     channel, payment, view = verified.channel, verified.command.payment, verified.view
     if payment.change_sat > channel.payment.change_sat:
-        return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat))
+        return Rejected(not_below(channel, payment))
     outcome = book_payment(channel, payment, view)
     if view.rules.asks_application and isinstance(outcome, Accepted) and outcome.value_sat:
         data, seq = verified.command.application_data, channel.seq + 1

@@ -53,6 +53,14 @@ class Payment(Struct, frozen=True, array_like=True):
         return self.signature + bytes([self.flag])
 
     @property
+    def proof(self) -> str:
+        """SHA-256 of the signature, as hex: shows the client that it signed this payment, and gives no other caller it.
+
+        RFC 6979 gives the client the same signature again, so a client that kept only older payments can compare.
+        """
+        return sha256(self.signature).hexdigest()
+
+    @property
     def has_change(self) -> bool:
         """Whether the settlement must pay the client; `change_problem` checks that the flag says the same."""
         return self.change_sat > 0

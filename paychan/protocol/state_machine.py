@@ -64,11 +64,10 @@ from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ApplicationRefused,
     ClosingFeeTooHigh,
-    ValueBackwards,
 )
 from paychan.protocol.fees import most_offered_sat
 from paychan.protocol.finding import found
-from paychan.protocol.forgery import not_newest
+from paychan.protocol.forgery import not_below, not_newest
 from paychan.protocol.offering import answered, decided_by_client, unanswered
 from paychan.protocol.paying import book_payment, pay
 from paychan.protocol.payment import PaymentVerifier
@@ -140,7 +139,7 @@ def _close_by_payment(
         verifier = channel.verifier(script)
     problem = verifier.problem(payment, view.rules.dust_sat)
     if problem is None and payment.change_sat > channel.payment.change_sat:
-        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
+        problem = not_below(channel, payment)
     if problem is not None:
         return Rejected(problem)
     channel = decided_by_client(channel, payment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from hashlib import sha256
 from typing import Any
@@ -249,6 +250,22 @@ def test_threat_29_only_the_newest_payment_closes(open_v1: V1, system: System) -
     assert system.channel(open_v1.payer.outpoint)["status"] == "open"
     assert open_v1.close(newest).status_code == 202
     assert refusal(open_v1.close(older)) == (400, "not_newest_payment")
+
+
+@BOTH_PATHS
+def test_fault_75_the_newest_payment_is_proven_to_its_client_alone(open_v1: V1) -> None:
+    """Only a payment that the client signed gets the hash of the newest signature, and no answer holds that signature."""
+    newest, older = open_v1.payer.payment(150_000), open_v1.payer.payment(100_000)
+    assert open_v1.pay(newest).status_code == 200
+    proof = hashlib.sha256(newest.signature).hexdigest()
+
+    for honest in (open_v1.pay(older), open_v1.close(older)):
+        assert honest.json()["newest_sha256"] == proof
+        assert newest.signature.hex() not in honest.text
+    for forged in (Payer().payment(100_000), _changed(older, signature=newest.signature), _changed(older, flag=0x82)):
+        for answer in (open_v1.pay(forged), open_v1.close(forged)):
+            assert answer.status_code == 400
+            assert not {"newest_sha256", "need_sat"} & set(answer.json())
 
 
 @BOTH_PATHS

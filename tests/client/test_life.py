@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from paychan import client
-from paychan.client import AsyncPayer, ChannelConflict, ChannelGone, Dialect, Payer, PaymentRefused, State
+from paychan.client import AsyncPayer, ChannelConflict, ChannelGone, Dialect, Payer, State
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.expiry import MAX_EXPIRY
 from tests.lib.system import System
@@ -91,26 +91,6 @@ def test_a_wallet_directory_is_all_that_a_channel_needs(
         assert not again.resume().repeated
         assert again.pay(5).total_paid_sat == channel.paid_sat + 5
         again.close()
-
-
-def test_an_old_wallet_copy_is_refused_and_loses_nothing(system: System, tmp_path: Path) -> None:
-    """Payments from an outdated copy of the wallet would take value back: refused, with both numbers."""
-    with Payer(system.url, wallet=tmp_path) as payer:
-        channel = payer.new_channel(hours=100)
-        channel.fund_debug()
-        channel.open()
-        file = tmp_path / f"{channel.name}.json"
-        old = file.read_bytes()
-        newest = channel.pay(500).left_sat
-        channel.release()
-        file.write_bytes(old)
-        again = payer.channel(channel.name)
-
-        with pytest.raises(PaymentRefused) as caught:
-            again.pay(100)
-
-        assert caught.value.code == "value_backwards"
-        assert caught.value.fields["need_sat"] == newest
 
 
 @SPOKEN

@@ -120,7 +120,7 @@ CHANGES = {
     "a satoshi more": (_value(1), "value that the channel moved with"),
     "a satoshi less": (_value(-1), "payment in the move"),
     "as much as the payment leaves": (_value(-50), "payment in the move"),
-    "a satoshi less than that": (_value(-51), "value that the channel moved with"),
+    "a satoshi less than that": (_value(-51), "payment in the move"),
     "nothing": (_value(-LEFT_SAT + 100), "value that the channel moved with"),
     "the server's script": (_script, "script that the channel moved to"),
     "outputs swapped": (_swapped, "script that the channel moved to"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 from msgspec.structs import replace
 
@@ -76,5 +78,7 @@ def test_numbers_are_named_only_after_the_check(less_sat: int) -> None:
     assert isinstance(unverified, Unverified)
     verified = verify(unverified, CHANNEL.verifier())
     assert isinstance(verified, Verified)
-    change_sat = ahead.channel.payment.change_sat
-    assert book(verified) == Rejected(ValueBackwards(got_sat=change_sat + less_sat, need_sat=change_sat))
+    newest = ahead.channel.payment
+    change_sat, proof = newest.change_sat, sha256(newest.signature).hexdigest()
+    refusal = ValueBackwards(got_sat=change_sat + less_sat, need_sat=change_sat, newest_sha256=proof)
+    assert book(verified) == Rejected(refusal)

@@ -287,6 +287,10 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("In all", sat(receipt.total_paid_sat)),
         ("Left", sat(receipt.left_sat)),
         ("Restored", _restored(receipt)),
+        (
+            "Taken over",
+            f"{sat(receipt.taken_over_sat)} that another copy of this wallet paid" * (receipt.taken_over_sat > 0),
+        ),
         ("Value", unchecked(channel.record)),
         ("Answer", receipt.application_data),
         ("Settled by", receipt.settlement_txid),

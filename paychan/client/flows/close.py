@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import msgspec
-from bitcoin.core import CTransaction
-from bitcoin.core.serialize import SerializationError
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from paychan.client.errors import (
     FeeTooHigh,
     InsufficientFunds,
     PaymentPending,
-    ServerMisbehaved,
     TermsUnacceptable,
     WouldLeaveDust,
     WrongState,
 )
 from paychan.client.flows.follow import ask_channel
+from paychan.client.flows.settlement import read_settlement
 from paychan.client.flows.verdict import gone_record, holds_pending, result_of
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport import routes
-from paychan.client.transport.answers import check_result, printable, refusal, settlement_txid
+from paychan.client.transport.answers import check_result, refusal, settlement_txid
 from paychan.client.transport.effects import Flow, Patience, Request, Response, Save, is_busy
 from paychan.protocol.address import decode_address
-from paychan.protocol.types import OutPoint, Sat
-from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.rbpcp import ChannelStatus
 
 _replace = msgspec.structs.replace
 
@@ -150,7 +148,9 @@ def close(
     closing_sat = record.closing_sat or Sat(0)
     # RBPCP §6.4: v2 reports 0 left in the channel, v1 reports the change.
     check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
-    offered, paid = Sat(record.agreed_sat - closing_sat), _paid_fee(record, result)
+    record, paid = read_settlement(record, result)
+    closing_sat = record.closing_sat or Sat(0)
+    offered = Sat(record.agreed_sat - closing_sat)
     record = _replace(
         record,
         state=State.CLOSED,
@@ -163,37 +163,6 @@ def close(
     )
     yield Save(record)
     return settled(record)
-
-
-def _paid_fee(record: ChannelRecord, result: PaymentResult) -> Sat | None:
-    """Read the fee from the settlement that the server shows, which must pay the signed change.
-
-    Raises:
-        ServerMisbehaved: not a settlement of this channel, or it pays less change.
-    """
-    text = result.settlement_transaction
-    if text is UNSET or not text:
-        return None
-    try:
-        transaction = CTransaction.deserialize(bytes.fromhex(text))
-    except (SerializationError, ValueError) as error:
-        raise ServerMisbehaved(what="settlement", got=printable(error)[:100], want="a transaction") from None
-    txid = transaction.GetTxid()[::-1].hex()
-    if txid != result.settlement_txid:
-        raise ServerMisbehaved(what="txid of the settlement", got=printable(result.settlement_txid), want=txid)
-    spent = [OutPoint(bytes(each.prevout.hash), int(each.prevout.n)) for each in transaction.vin]
-    if record.outpoint not in spent:
-        raise ServerMisbehaved(
-            what="settlement", got="a spend of another output", want=f"one that spends {record.outpoint}"
-        )
-    index, change_sat = spent.index(record.outpoint), record.closing_sat or 0
-    # The server may have settled to the channel's change address before this closing named another one.
-    addresses = {record.closing_address or record.change_address, record.change_address}
-    scripts = {decode_address(address, record.network) for address in addresses}
-    there = [(each.nValue, bytes(each.scriptPubKey)) for each in transaction.vout][index : index + 1]
-    if change_sat and not any(value >= change_sat and paid_to in scripts for value, paid_to in there):
-        raise ServerMisbehaved(what="change in the settlement", got=there or "none", want=change_sat)
-    return Sat(record.funding_sat - sum(each.nValue for each in transaction.vout)) if len(spent) == 1 else None
 
 
 def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[tuple[ChannelRecord, Response]]:

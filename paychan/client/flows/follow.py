@@ -1,6 +1,6 @@
 """Follow a channel that the server moved: the change of a settlement funds it again (RBPCP §6.5).
 
-A channel that the server lost is opened again; see `reopen`.
+A channel that the server lost is opened again; see `reopen`. A payment that the wallet lacks is taken over; see `heal`.
 
 The client trusts nothing. The server must show the whole settlement, with both signatures. Its first output must hold
 the change of a payment that the client signed, locked by the channel's own script. Then it is as safe as the funding
@@ -22,15 +22,17 @@ from msgspec import Struct
 
 from paychan.client.coins import Source
 from paychan.client.errors import ServerMisbehaved
+from paychan.client.flows.heal import proven_newest, taken_over, with_closing
 from paychan.client.flows.refund import first_refund
 from paychan.client.flows.reopen import Reopening, is_lost, reopen
+from paychan.client.flows.settlement import signed_by_us, spend_of_channel
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.answers import printable, refusal
 from paychan.client.transport.effects import MOVED, Flow, Patience, Request, Response, Save, ask, is_busy
 from paychan.client.transport.routes import located
-from paychan.protocol.kinds.base import SIGHASH_ALL, Spend
-from paychan.protocol.payment import Payment, PaymentVerifier, encoding_problem
-from paychan.protocol.tx import FINAL_SEQUENCE, UnsignedTransaction, unlockings_of
+from paychan.protocol.kinds.base import SIGHASH_ALL
+from paychan.protocol.payment import encoding_problem
+from paychan.protocol.tx import UnsignedTransaction
 from paychan.protocol.types import OutPoint, Sat
 
 _MOST_MOVES = 3
@@ -49,6 +51,8 @@ class Arrival(Struct, frozen=True):
     moved: bool
     reopened: bool
     """The server had lost the channel; it was opened again."""
+    taken_over_sat: Sat = Sat(0)
+    """Payments that another copy of this wallet made, and that this one took over."""
 
 
 def ask_channel(
@@ -59,7 +63,8 @@ def ask_channel(
 ) -> Flow[Arrival]:
     """Send the request that `make` builds. If the channel has moved, save that, with a refund, and ask again there.
 
-    If the server has lost the channel, open it again, save that, and ask again.
+    If the server has lost the channel, open it again, save that, and ask again. If the server proves a payment that the
+    wallet lacks, save that, and ask once more.
 
     Raises:
         Unreachable: see `ask`.
@@ -67,7 +72,7 @@ def ask_channel(
         ServerMisbehaved: the move is not proven.
         Refused: the server cannot show the settlement at the moment.
     """
-    repeated, moves = False, 0
+    repeated, moves, other_copy = False, 0, Sat(0)
     again: Reopening | None = None
     while True:
         reply = yield from ask(
@@ -83,8 +88,13 @@ def ask_channel(
                 return Arrival(again.before, again.conflict, repeated, moves > 0, reopened=False)
             if not is_busy(reply.response):
                 yield Save(record)
+        if not other_copy and (newest := proven_newest(record, reply.response)) is not None:
+            other_copy = Sat(record.agreed_sat - newest)
+            record = taken_over(record, newest)
+            yield Save(record)
+            continue
         if reply.response.status not in MOVED:
-            return Arrival(record, reply.response, repeated, moves > 0, reopened=again is not None)
+            return Arrival(record, reply.response, repeated, moves > 0, again is not None, other_copy)
         if _unproven(reply.response):
             raise refusal(reply.response)
         if moves == _MOST_MOVES:
@@ -110,7 +120,8 @@ def _shown(response: Response) -> str:
 def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
     """Return the record at the output that the answer proves, with a refund of that output.
 
-    A payment that is not in the settlement still counts as paid; the caller signs it again for the new output.
+    A payment that is not in the settlement still counts as paid; the caller signs it again for the new output. One that
+    another copy of this wallet made is in the settlement, and is taken over from it.
 
     Raises:
         ServerMisbehaved: the answer does not prove a move.
@@ -126,24 +137,16 @@ def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
         funding_sat=value,
         earlier_paid_sat=Sat(record.earlier_paid_sat + record.funding_sat - value),
         acknowledged_sat=value,
-        signed_sat=record.left_sat,
-        refused=record.refused and record.left_sat != value,
+        signed_sat=min(record.left_sat, value),
+        refused=record.refused and record.left_sat < value,
         state=State.OPEN if record.state is State.NEW else record.state,
         moves=(*record.moves, text),
         funding_source=Source.TRANSACTION,
         deposits=tuple(each for each in record.deposits if each.outpoint != str(outpoint)),
     )
     if record.closing_sat is not None:
-        there = _with_closing(there, Sat(record.agreed_sat - record.closing_sat))
+        there = with_closing(there, Sat(record.agreed_sat - record.closing_sat))
     return _replace(there, refunds=(*record.refunds, *first_refund(there)))
-
-
-def _with_closing(there: ChannelRecord, fee: Sat) -> ChannelRecord:
-    """Offer the earlier fee again, if the change has room for it."""
-    closing = there.funding_sat - fee
-    if closing < 0 or 0 < closing < there.dust_sat:
-        closing = there.funding_sat
-    return _replace(there, closing_sat=Sat(closing), signed_sat=min(there.left_sat, Sat(closing)))
 
 
 # --- checks of a move -----------------------------------------------------------------------------------------------
@@ -177,38 +180,20 @@ def _check_settlement(record: ChannelRecord, transaction: CTransaction, value: S
         raise ServerMisbehaved(
             what="script that the channel moved to", got=script.hex()[:70], want=record.terms.funding_script.hex()
         )
-    if not record.left_sat <= value <= record.agreed_sat:
-        want = f"{record.left_sat} to {record.agreed_sat}"
+    if not 0 < value <= record.agreed_sat:
+        want = f"1 to {record.agreed_sat}"
         raise ServerMisbehaved(what="value that the channel moved with", got=value, want=want)
-    if not _signed_by_us(record, transaction, value):
+    if not signed_by_us(record, transaction, 0, value, script):
         raise ServerMisbehaved(what="payment in the move", got=f"change of {value} sat", want="a signed payment")
     if not _signed_by_server(record, transaction):
         raise ServerMisbehaved(what="move", got="no signature of the server", want="its signature")
 
 
-def _signed_by_us(record: ChannelRecord, transaction: CTransaction, value: Sat) -> bool:
-    """A payment's signature is valid in transactions of this layout only (RBPCP §3)."""
-    layout = (transaction.nVersion, transaction.nLockTime, transaction.vin[0].nSequence)
-    flag, signature = record.terms.kind.change_flag, _spend(record, transaction).client_signature
-    if layout != (1, 0, FINAL_SEQUENCE) or signature[-1:] != bytes([flag]):
-        return False
-    verifier = PaymentVerifier(record.terms, record.outpoint, record.funding_sat, record.terms.funding_script)
-    return verifier.problem(Payment(value, signature[:-1], flag)) is None
-
-
 def _signed_by_server(record: ChannelRecord, transaction: CTransaction) -> bool:
     """Check the server's signature of a transaction of that layout."""
-    signature = _spend(record, transaction).server_signature
+    signature = spend_of_channel(record, transaction, 0).server_signature
     if signature[-1:] != bytes([SIGHASH_ALL]) or encoding_problem(signature[:-1]) is not None:
         return False
     unsigned = UnsignedTransaction.read(transaction)
     digest = record.terms.kind.settlement_digest(unsigned, 0, record.terms, record.funding_sat)
     return PublicKey(record.terms.server_key).verify(signature[:-1], digest, hasher=None)
-
-
-def _spend(record: ChannelRecord, transaction: CTransaction) -> Spend:
-    """Read input 0; without signatures if it does not spend an output of this channel by the server's branch."""
-    spend = record.terms.kind.recognise(unlockings_of(transaction)[0])
-    if spend is None or spend.script != record.terms.redeem_script:
-        return Spend(by_server=False, script=b"")
-    return spend

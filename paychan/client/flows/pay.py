@@ -42,6 +42,8 @@ class Receipt(Struct, frozen=True):
     """Earlier payments that the server had lost, after its operator restored a backup, and booked again with this one."""
     reopened: bool = False
     """The server had lost the channel, which was opened again with all that had been acknowledged."""
+    taken_over_sat: Sat = Sat(0)
+    """Earlier payments of another copy of this wallet, which this one lacked and took over; see `flows.heal`."""
     earlier: Receipt | None = None
     """The receipt of an earlier payment without an answer, which was finished before this one; None without one."""
 
@@ -99,7 +101,7 @@ def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) ->
         yield from refuse(seen.record if seen.moved else record, conflict)
     result = yield from result_of(seen.record, seen.response)
     _, receipt = yield from _acknowledge(seen.record, result, {0}, paid)
-    return receipt
+    return _replace(receipt, taken_over_sat=Sat(max(0, seen.taken_over_sat - paid)))
 
 
 # --- paying ---------------------------------------------------------------------------------------------------------
@@ -125,8 +127,13 @@ def pay(
     received = {record.pending_sat}
     if refused_at is not None:  # the server refused that payment, but may have booked it later
         received.add(Sat(refused_at - record.left_sat))
-    _, receipt = yield from transfer(record, patience, received)
-    return _replace(receipt, earlier=earlier)
+    record, receipt = yield from transfer(record, patience, received)
+    taken_over = receipt.taken_over_sat
+    if taken_over:  # another copy of this wallet had paid more than this payment adds up to: it was worth nothing
+        record = _signed(record, next_change(record, amount_sat, limits, drain=drain), application_data)
+        yield Save(record)
+        _, receipt = yield from transfer(record, patience, {record.pending_sat})
+    return _replace(receipt, earlier=earlier, taken_over_sat=taken_over)
 
 
 def finish_earlier(
@@ -172,7 +179,8 @@ def transfer(
 ) -> Flow[tuple[ChannelRecord, Receipt]]:
     """Send the newest signed payment, which is already saved; return the record after it, and its receipt.
 
-    `received` are the values the server may report for it.
+    `received` are the values the server may report for it. If another copy of the wallet has paid more, this pays
+    nothing, and the receipt has `taken_over_sat`.
     """
     paid = record.pending_sat
     seen = yield from ask_channel(record, _newest, patience)
@@ -183,9 +191,11 @@ def transfer(
         received = range(record.pending_sat + 1)
     if record.left_sat == 0 and seen.response.status == 410:
         return (yield from _drained_before(record, patience, paid))
+    if seen.taken_over_sat:
+        paid, received = Sat(0), {0}
     result = yield from result_of(record, seen.response)
     record, receipt = yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid)
-    return record, _replace(receipt, reopened=seen.reopened)
+    return record, _replace(receipt, reopened=seen.reopened, taken_over_sat=seen.taken_over_sat)
 
 
 def _newest(record: ChannelRecord) -> Request:

@@ -9,7 +9,7 @@ whole frame, once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct
 
 from paychan.client.errors import ServerMisbehaved
 from paychan.client.flows import pay as paying
+from paychan.client.flows.heal import proven_newest
 from paychan.client.flows.pay import Receipt
 from paychan.client.flows.verdict import need
 from paychan.client.limits import Limits
@@ -24,7 +25,18 @@ from paychan.client.record import ChannelRecord, State
 from paychan.client.spend import next_change
 from paychan.client.transport import routes
 from paychan.client.transport.answers import printable
-from paychan.client.transport.effects import Connect, Connected, Flow, Patience, Pause, Receive, Received, Save, Send
+from paychan.client.transport.effects import (
+    Connect,
+    Connected,
+    Flow,
+    Patience,
+    Pause,
+    Receive,
+    Received,
+    Response,
+    Save,
+    Send,
+)
 from paychan.protocol.errors import Malformed
 from paychan.protocol.payment import PaymentSigner
 from paychan.protocol.types import Sat
@@ -172,11 +184,26 @@ class _Run:
 
     def _by_put(self) -> Flow[tuple[int, Receipt | None]]:
         """Send the newest payment by `PUT`, which handles busy servers, moved and ended channels, and refusals."""
-        record = self._record
-        self._done += sum(len(batch.changes) for batch in self._in_flight)
+        record, newest = self._record, self._newest_elsewhere()
         _, receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
+        if not receipt.taken_over_sat:
+            self._done += sum(change < newest for batch in self._in_flight for change in batch.changes)
         self._series.tell(self._done)
-        return self._done, _replace(receipt, paid_sat=self._amount, again_sat=Sat(self._again + receipt.again_sat))
+        taken_over = Sat(receipt.taken_over_sat or record.agreed_sat - min(newest, record.agreed_sat))
+        again = Sat(self._again + receipt.again_sat)
+        return self._done, _replace(receipt, paid_sat=self._amount, again_sat=again, taken_over_sat=taken_over)
+
+    def _newest_elsewhere(self) -> Sat:
+        """Return the change value of the newest payment that another copy of this wallet made, if a refusal proves it.
+
+        Payments in flight that leave as much or more paid nothing. Without such a refusal, return the whole funding.
+        """
+        refusals = [Response(each.status, "", {}, each.body) for each in self._answers() if isinstance(each, Said)]
+        proven = [newest for each in refusals if (newest := proven_newest(self._record, each)) is not None]
+        return max(proven, default=self._record.funding_sat)
+
+    def _answers(self) -> Iterator[Taken | Said]:
+        return (answer for batch in self._in_flight for answer in batch.answers)
 
     def _receipt(self) -> Receipt:
         record = self._record

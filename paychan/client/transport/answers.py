@@ -14,6 +14,7 @@ from paychan.client.errors import (
     ChannelGone,
     ChannelMoving,
     ChannelUnknown,
+    CountedLess,
     PaymentPending,
     PaymentRefused,
     Refused,
@@ -86,12 +87,15 @@ def check_result(
     may exceed the expected values `received`, up to `most_sat`: all that was paid from the channel's output.
 
     Raises:
+        CountedLess: less was received, and all else is as signed.
         ServerMisbehaved: status or amounts contradict it.
     """
     if result.channel_status is not status:
         raise ServerMisbehaved(what="channel_status", got=result.channel_status.value, want=status.value)
     if result.channel_value_left not in left:
         raise ServerMisbehaved(what="channel_value_left", got=result.channel_value_left, want=_either(left))
+    if 0 <= result.value_received < min(received):
+        raise CountedLess(what="value_received", got=result.value_received, want=_either(received))
     if result.value_received not in received and not max(received) < result.value_received <= most_sat:
         raise ServerMisbehaved(what="value_received", got=result.value_received, want=_either(received))
 
