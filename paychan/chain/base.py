@@ -7,12 +7,14 @@ Each method may raise `ChainFailed`; the result is then unknown, and the caller 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+
+if TYPE_CHECKING:
+    from paychan.protocol.fees import ChainFees
 
 
 class ChainFailed(Exception):
@@ -201,3 +203,13 @@ class Chain(Protocol):
 
     async def close(self) -> None:
         """Close the connections."""
+
+
+class PayerChain(Chain, Protocol):
+    """The chain as a payer's own node or Electrum server shows it: all outputs at the payer's own scripts."""
+
+    spends_need_rescan: bool
+    """Whether `watch` must read old blocks (`since`) before `spender` knows the spends of a script that was not watched."""
+
+    async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
+        """List all unspent outputs that pay to this script, and follow it permanently."""

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from paychan.cli.terminal import fail, out
-from paychan.config import load_server_config
 from paychan.shared.places import how_to_make, is_usable
 from paychan.shipped import NETWORKS, shipped_directory
 
@@ -45,6 +44,8 @@ def init(
     for name in _FILES:
         out.print(f"wrote {target / name}", soft_wrap=True)
     if network in ("test", "live"):
+        from paychan.config import load_server_config
+
         _say_how_to_make(load_server_config(target / "server.toml").state_dir)
         out.print(f"Next: edit both files, then [green]paychan-signer init {target / 'signer.toml'}[/green]")
     else:

@@ -39,14 +39,16 @@ class _Place(NamedTuple):
 
 
 COMMANDS = {
-    "up": _Place("up", "command", "Start signer and server together, and stop both on Ctrl-C.", "EXAMPLES"),
+    "up": _Place("up_command", "command", "Start signer and server together, and stop both on Ctrl-C.", "EXAMPLES"),
     "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
     "backup": _Place("operator.backup", "app", "Back up and restore the server's channels."),
     "node": _Place("node", "app", "Run a temporary regtest node for trials."),
     "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
-    "settle": _Place("operator.settle", "settle", "Settle the channels of a backup with only a signer.", "EXAMPLES"),
+    "settle": _Place(
+        "operator.settle_command", "settle", "Settle the channels of a backup with only a signer.", "EXAMPLES"
+    ),
     "status": _Place("operator.status", "status", "Show the channels and the health of a server.", "STATUS_EXAMPLES"),
     "withdraw": _Place(
         "operator.status", "withdraw", "Settle the earnings of channels, and keep them open.", "WITHDRAW_EXAMPLES"

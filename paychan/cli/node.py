@@ -6,7 +6,6 @@ After `pass` it also holds `clock`: a node whose newest block lies ahead of its 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -19,16 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.panel import Panel
 from rich.table import Table
 
-from paychan.chain.base import ChainFailed
-from paychan.chain.bitcoind.rpc import JsonRpc, RpcError, Unauthorized, Unreachable
-from paychan.cli.payer.terminal import moment
 from paychan.cli.terminal import fail, out
-from paychan.protocol.types import MAX_MONEY_SAT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -65,8 +59,6 @@ rpcport={rpc_port}
 zmqpubhashblock=tcp://127.0.0.1:{zmq_port}
 zmqpubsequence=tcp://127.0.0.1:{zmq_port}
 """
-
-_any: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
 
 DirOption = Annotated[Path, typer.Option("--dir", help="Directory of the node.")]
 DEFAULT_DIR = Path(".paychan/node")
@@ -113,10 +105,14 @@ class _Node:
 
     def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
         """Call a method. Raises like `JsonRpc.call`."""
+        import asyncio
+
         return asyncio.run(self._call(method, params, wallet))
 
     def runs(self) -> bool:
         """Return whether the node of this directory's cookie answers."""
+        from paychan.chain.base import ChainFailed
+
         try:
             return self.conf.is_file() and self.rpc("getblockcount") is not None
         except ChainFailed:
@@ -129,9 +125,13 @@ class _Node:
         return found[1]
 
     async def _call(self, method: str, params: tuple[Any, ...], wallet: str) -> Any:
+        import msgspec
+
+        from paychan.chain.bitcoind.rpc import JsonRpc
+
         rpc = JsonRpc(self.url, self.cookie, _CALL_SECONDS)
         try:
-            return await rpc.call(_any, method, *params, wallet=wallet)
+            return await rpc.call(msgspec.json.Decoder(Any), method, *params, wallet=wallet)
         finally:
             await rpc.close()
 
@@ -211,6 +211,8 @@ def pass_(
     later of its clock and the median time: it settles channels near that time, and new channels need correspondingly
     more hours: paychan channel new --hours.
     """
+    from paychan.cli.payer.terminal import moment
+
     node = _Node(directory)
     with _reported(node):
         until = max(node.ahead, int(time.time())) + hours * 3600
@@ -223,7 +225,7 @@ def pass_(
 @app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
 def fund(
     address: Annotated[str, typer.Argument(help="A funding address, as `paychan channel new` prints it.")],
-    sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=MAX_MONEY_SAT, help="Amount in satoshi.")],
+    sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=21_000_000 * 100_000_000, help="Amount in satoshi.")],
     directory: DirOption = DEFAULT_DIR,
 ) -> None:
     """Pay to an address from the node's own wallet, and print the new output."""
@@ -261,6 +263,9 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 @contextmanager
 def _reported(node: _Node) -> Iterator[None]:
     """Report an error of the node in one sentence."""
+    from paychan.chain.base import ChainFailed
+    from paychan.chain.bitcoind.rpc import RpcError, Unauthorized, Unreachable
+
     try:
         yield
     except (Unreachable, Unauthorized):
@@ -299,6 +304,8 @@ def _mine(node: _Node, blocks: int) -> None:
 
 
 def _show(node: _Node) -> None:
+    from paychan.cli.payer.terminal import moment
+
     chain = node.rpc("getblockchaininfo")
     facts = Table.grid(padding=(0, 2))
     for name, value in (

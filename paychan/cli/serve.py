@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paychan.app import run
 from paychan.cli.terminal import fail
-from paychan.config import load_server_config
-from paychan.parts import StartError
-from paychan.protocol.settings import SettingsError
-from paychan.store.base import StoreFailed
 
 EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml"
 
@@ -24,6 +19,12 @@ def serve(
 
     PORT in the environment overrides http.port.
     """
+    from paychan.app import run
+    from paychan.config import load_server_config
+    from paychan.parts import StartError
+    from paychan.protocol.settings import SettingsError
+    from paychan.store.base import StoreFailed
+
     try:
         run(load_server_config(file), str(file))
     except (SettingsError, StartError, StoreFailed) as error:

@@ -13,11 +13,10 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, cast
+from typing import IO, cast
 
 import httpx
 import msgspec
-import typer
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -29,7 +28,6 @@ from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.running import Running, read_running
 from paychan.shared.logsink import LogSink, open_missing_descriptors
-from paychan.shipped import NETWORKS, shipped_directory
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -53,19 +51,6 @@ class _StopSignals:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
-
-
-EXAMPLES = "[bold]Examples[/bold]\n\n  paychan up debug\n\n  paychan up config/live\n\n  PORT=8080 paychan up debug"
-
-
-def command(
-    directory: Annotated[
-        Path, typer.Argument(help=f"Directory with server.toml and signer.toml, or one of {', '.join(NETWORKS)}")
-    ],
-) -> None:
-    """Start signer and server together, and stop both on Ctrl-C."""
-    shipped = shipped_directory(str(directory))
-    raise typer.Exit(up(shipped if shipped is not None and not directory.is_dir() else directory))
 
 
 def up(directory: Path) -> int:

@@ -6,12 +6,10 @@ end of a `with` block. All amounts are in satoshi.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
-import httpx
 from msgspec import structs
 
 from paychan.client.channel_base import ChannelBase, TransportSettings
@@ -28,10 +26,12 @@ from paychan.client.flows.pay import Receipt
 from paychan.client.flows.refund import RefundTerms
 from paychan.client.record import ChannelRecord
 from paychan.client.transport.effects import Flow
-from paychan.client.transport.http import drive, drive_async
 from paychan.client.wallet import ChannelFile
 from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Sat
+
+if TYPE_CHECKING:
+    import httpx
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -211,6 +211,8 @@ class Channel(ChannelBase):
         )
 
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        from paychan.client.transport.http import drive
+
         with self._lock:
             flow = start(self.record, *args, **kwargs)
             return drive(flow, self._http, self._keep, self._settings.time_limit_seconds)
@@ -225,6 +227,8 @@ class AsyncChannel(ChannelBase):
     def __init__(
         self, file: ChannelFile, record: ChannelRecord, settings: TransportSettings, http: httpx.AsyncClient
     ) -> None:
+        import asyncio
+
         super().__init__(file, record, settings)
         self._http, self._lock = http, asyncio.Lock()
 
@@ -313,6 +317,8 @@ class AsyncChannel(ChannelBase):
     async def _run(
         self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        from paychan.client.transport.http import drive_async
+
         async with self._lock:
             flow = start(self.record, *args, **kwargs)
             return await drive_async(flow, self._http, self._keep, self._settings.time_limit_seconds)

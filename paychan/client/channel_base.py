@@ -9,8 +9,7 @@ from paychan.client.flows import refund as recovery
 from paychan.client.flows.refund import RefundTerms
 from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
-from paychan.client.transport.effects import Patience
-from paychan.client.transport.http import TIME_LIMIT_SECONDS
+from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Patience
 from paychan.client.wallet import ChannelFile
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.kinds.refund import Refund

@@ -7,7 +7,6 @@ follow from that script, and is only compared.
 from __future__ import annotations
 
 import math
-from email.utils import parsedate_to_datetime
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -153,6 +152,8 @@ def check_clock(date: str, now: UnixTime) -> None:
     Raises:
         TermsUnacceptable: they differ by more than an hour.
     """
+    from email.utils import parsedate_to_datetime
+
     try:
         theirs = parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):

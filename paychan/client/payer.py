@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
-import ssl
 import time
 import weakref
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlsplit
 
-import httpx
 from coincurve import PrivateKey
 from msgspec import UNSET, Struct, structs
 
@@ -32,14 +30,17 @@ from paychan.client.limits import (
 from paychan.client.record import ChannelRecord
 from paychan.client.transport import routes
 from paychan.client.transport.answers import refusal
-from paychan.client.transport.effects import Flow, Patience, Request, Response, ask
-from paychan.client.transport.http import TIME_LIMIT_SECONDS, drive, drive_async
-from paychan.client.transport.proxy import AsyncProxyTransport, ProxyTransport
+from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Flow, Patience, Request, Response, ask
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import Network, Sat, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect, FundingInfo
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
 
 DEFAULT_HOURS = 7 * 24
 
@@ -141,6 +142,8 @@ def _ask_least(wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, pati
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """Return the TLS settings of all payers of this process: reading the authorities' certificates takes 20 ms."""
+    import httpx
+
     return httpx.create_ssl_context()
 
 
@@ -246,6 +249,10 @@ class Payer(PayerBase):
         time_limit_seconds: float = TIME_LIMIT_SECONDS,
         http: httpx.Client | None = None,
     ) -> None:
+        import httpx
+
+        from paychan.client.transport.proxy import ProxyTransport
+
         super().__init__(
             url,
             wallet=wallet,
@@ -291,6 +298,8 @@ class Payer(PayerBase):
         Raises:
             TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: no channel was made.
         """
+        from paychan.client.transport.http import drive
+
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = drive(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return Channel(self._created(record), record, self._settings, self._http, self)
@@ -321,6 +330,10 @@ class AsyncPayer(PayerBase):
         time_limit_seconds: float = TIME_LIMIT_SECONDS,
         http: httpx.AsyncClient | None = None,
     ) -> None:
+        import httpx
+
+        from paychan.client.transport.proxy import AsyncProxyTransport
+
         super().__init__(
             url,
             wallet=wallet,
@@ -348,6 +361,8 @@ class AsyncPayer(PayerBase):
         amount_sat: int = 0,
         movable: bool = False,
     ) -> AsyncChannel:
+        from paychan.client.transport.http import drive_async
+
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = await drive_async(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return AsyncChannel(self._created(record), record, self._settings, self._http)

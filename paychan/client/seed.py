@@ -46,7 +46,7 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def words(self) -> list[str]:
-        from paychan.shared.words import to_words  # noqa: PLC0415 - 40 ms, which only a new key needs
+        from paychan.shared.words import to_words
 
         return to_words(bytes.fromhex(self.entropy))
 
@@ -56,7 +56,7 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def keys(self, indices: Sequence[int]) -> Iterator[PrivateKey]:
         """Derive the keys with these indices."""
-        from paychan.shared.words import to_seed  # noqa: PLC0415
+        from paychan.shared.words import to_seed
 
         master = to_seed(bytes.fromhex(self.entropy))
         return (payer_key(master, index) for index in indices)
@@ -64,7 +64,7 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def seed_of_words(words: Sequence[str], next_index: int = SKIPPED_BY_RESTORE) -> Seed:
     """Read a seed from its words; four letters of a word are enough. Raises `shared.words.WrongWords`."""
-    from paychan.shared.words import to_entropy  # noqa: PLC0415
+    from paychan.shared.words import to_entropy
 
     return Seed(entropy=to_entropy(words).hex(), next_index=next_index)
 

@@ -18,7 +18,7 @@ import pytest
 from bitcoin.core import CTransaction
 from msgspec import Struct
 
-from paychan.cli.operator.settle import EXAMPLES
+from paychan.cli.operator.settle_command import EXAMPLES
 from paychan.protocol.types import UnixTime
 from paychan.store.backup.create import create
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, market, wait_for

@@ -69,6 +69,8 @@ class BitcoindChain:
     for the node's own list of publishers, an address ("tcp://host:port"), or "" for none.
     """
 
+    spends_need_rescan = True
+
     def __init__(
         self,
         url: str,

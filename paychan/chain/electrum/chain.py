@@ -79,6 +79,8 @@ class ElectrumChain:
     follows a reorg once the new branch is longer. The backend forgets its watches at its end.
     """
 
+    spends_need_rescan = False
+
     def __init__(
         self, url: str, network: Network, *, timeout_seconds: float, certificate_file: Path | None = None
     ) -> None:
@@ -137,6 +139,9 @@ class ElectrumChain:
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List the outputs, the most valuable first, at most a hundred."""
         return await _steadily(lambda: self._fundings(payee.funding_script, at))
+
+    async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
+        return await self.funding(payee)
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
         found = await asyncio.gather(*(self.funding(payee) for payee in payees))

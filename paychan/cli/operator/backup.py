@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import httpx
-import msgspec
 import typer
-from msgspec import Struct
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from paychan.cli.terminal import err, fail, out
-from paychan.config import ServerConfig, load_server_config
-from paychan.protocol.settings import SettingsError
-from paychan.protocol.types import UnixTime
-from paychan.running import read_running
-from paychan.store.backup import create as backup
-from paychan.store.backup import salvage as salvaging
-from paychan.store.backup.archive import BackupError, Manifest, read_manifest
-from paychan.store.base import StoreFailed
-from paychan.store.leveldb.store import LevelDbStore
 
-_TIMEOUT = httpx.Timeout(600.0, connect=2.0)
-"""A running server writes about 100,000 channels a second; it accepts a connection at once."""
+if TYPE_CHECKING:
+    import httpx
+
+    from paychan.config import ServerConfig
+    from paychan.protocol.types import UnixTime
+    from paychan.store.backup.archive import Manifest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-
-
-class _Reply(Struct, frozen=True):
-    """The management interface's answer to `POST /backups`."""
-
-    path: str
-    manifest: Manifest
-
 
 ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
 BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
@@ -55,6 +35,8 @@ def create(
     to: Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")] = None,
 ) -> None:
     """Back up all channels at one moment, through the running server, or from its files when it is stopped."""
+    from paychan.config import load_server_config
+
     with _sentences():
         config = load_server_config(config_file)
         found = _from_server(config, to) or _from_store(config, to)
@@ -65,6 +47,9 @@ def create(
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify /var/lib/paychan/live/backups/*.backup")
 def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .backup")]) -> None:
     """Read backups completely and check every byte; the exit status is 1 if one is damaged."""
+    from paychan.store.backup import create as backup
+    from paychan.store.backup.archive import read_manifest
+
     damaged = 0
     for file in files:
         try:
@@ -88,6 +73,10 @@ def restore(file: BackupFile, config_file: ConfigFile) -> None:
 
     The backup lacks payments that were accepted later: use the newest one, and only if the store is lost.
     """
+    from paychan.config import load_server_config
+    from paychan.store.backup import create as backup
+    from paychan.store.backup.archive import read_manifest
+
     with _sentences():
         config = load_server_config(config_file)
         with _progress("restoring", read_manifest(file).records) as progress:
@@ -107,11 +96,17 @@ def salvage(
     For a channel whose newest record is lost, the backup may hold an older one: the signer, which knows the payments
     that it signed or saw, and the payers repair that. The exit status is 1 if records were lost.
     """
+    import time
+
+    from paychan.config import load_server_config
+    from paychan.protocol.types import UnixTime
+    from paychan.store.backup.salvage import salvage as write_readable
+
     with _sentences():
         config = load_server_config(config_file)
         now = UnixTime(int(time.time()))
         with _progress("salvaging", None) as progress:
-            found = salvaging.salvage(config.store_path, to or config.backup_dir, config.network_name, now, progress)
+            found = write_readable(config.store_path, to or config.backup_dir, config.network_name, now, progress)
     out.print(f"[green]created[/green] {escape(str(found.path))}", soft_wrap=True)
     out.print(_summary(found.manifest))
     for kind, lines in (
@@ -139,6 +134,10 @@ def list_backups(
     place: Annotated[Path, typer.Argument(help="The server's configuration, or a directory of backups")],
 ) -> None:
     """List backups, oldest first, with their own statements; `verify` checks whether these are true."""
+    from paychan.config import load_server_config
+    from paychan.store.backup import create as backup
+    from paychan.store.backup.archive import BackupError
+
     with _sentences():
         directory = place if place.is_dir() else load_server_config(place).backup_dir
         table = Table("backup", "channels", "unsettled sat")
@@ -157,14 +156,23 @@ def list_backups(
 
 def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest] | None:
     """Ask the running server, which locks its store; None if no server listens."""
+    import httpx
+    import msgspec
+
+    from paychan.running import read_running
+    from paychan.store.backup import create as backup
+    from paychan.store.backup.archive import BackupError, Manifest
+
     running = read_running(config.state_dir)
     if running is None:
         return None
     try:
         token = config.management_token.read_text(encoding="ascii").strip()
+        # a running server writes about 100,000 channels a second; it accepts a connection at once
+        timeout = httpx.Timeout(600.0, connect=2.0)
         with err.status("the server is writing a backup"):
             reply = httpx.post(
-                f"{running.management_url}/backups", headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT
+                f"{running.management_url}/backups", headers={"Authorization": f"Bearer {token}"}, timeout=timeout
             )
     except (FileNotFoundError, httpx.ConnectError):
         return None
@@ -174,10 +182,10 @@ def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]
     if reply.status_code != httpx.codes.CREATED:
         msg = f"the server at {running.management_url} created no backup: {_reason(reply)}"
         raise BackupError(msg)
-    made = msgspec.json.decode(reply.content, type=_Reply)
+    made = msgspec.json.decode(reply.content)
     if to is None:
-        return Path(made.path), made.manifest
-    return backup.copy(Path(made.path), to)
+        return Path(made["path"]), msgspec.convert(made["manifest"], Manifest)
+    return backup.copy(Path(made["path"]), to)
 
 
 def _reason(reply: httpx.Response) -> str:
@@ -189,6 +197,13 @@ def _reason(reply: httpx.Response) -> str:
 
 
 def _from_store(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]:
+    import asyncio
+    import time
+
+    from paychan.protocol.types import UnixTime
+    from paychan.store.backup import create as backup
+    from paychan.store.leveldb.store import LevelDbStore
+
     store = LevelDbStore.open(config.store_path, config.network_name, create=False)
     now = UnixTime(int(time.time()))
     try:
@@ -204,6 +219,12 @@ def _from_store(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]:
 @contextmanager
 def _sentences() -> Iterator[None]:
     """End the command with one sentence instead of a traceback."""
+    import msgspec
+
+    from paychan.protocol.settings import SettingsError
+    from paychan.store.backup.archive import BackupError
+    from paychan.store.base import StoreFailed
+
     try:
         yield
     except (BackupError, StoreFailed, SettingsError, msgspec.MsgspecError) as error:
@@ -215,6 +236,8 @@ def _sentences() -> Iterator[None]:
 @contextmanager
 def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show the number of finished records, if the output is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(doing, total=total)
@@ -231,4 +254,6 @@ def _summary(manifest: Manifest) -> Table:
 
 
 def _date(time: UnixTime) -> str:
+    from datetime import UTC, datetime
+
     return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"

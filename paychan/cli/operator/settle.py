@@ -1,4 +1,4 @@
-"""`paychan settle`: settles a backup's channels without a server."""
+"""Settle a backup's channels without a server, for `paychan settle`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import msgspec
@@ -36,15 +36,6 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.signer_client.unix import UnixSigner
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError, Manifest, decoded, read_manifest, read_records
-
-EXAMPLES = """[bold]Examples[/bold]
-
-  paychan settle --offline NEWEST.backup --config config/live/server.toml
-
-  paychan settle --offline NEWEST.backup --config config/live/server.toml --publish
-
-  paychan settle --offline NEWEST.backup --signer signer.sock --network live --out transactions.txt
-"""
 
 _PATIENCE_SECONDS = 1.0
 """An operation that takes longer shows its progress."""
@@ -93,32 +84,18 @@ class Report(Struct, frozen=True):
         return list(dict.fromkeys(settlement.transaction.hex() for settlement in made))
 
 
-def settle(
-    offline: Annotated[
-        Path, typer.Option("--offline", help="The backup, preferably the newest: a file that ends in .backup")
-    ],
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="The server's configuration: network, signer, chain, fee rules")
-    ] = None,
-    signer: Annotated[Path | None, typer.Option(help="The signer's socket, instead of the configured one")] = None,
-    network: Annotated[str, typer.Option(help="Without --config: live, test, regtest or debug")] = "",
-    fee_rate: Annotated[
-        int | None, typer.Option(min=1, help="Satoshi per virtual byte. \\[default: the server's rate at this time]")
-    ] = None,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Broadcast the transactions through the configured chain")
-    ] = False,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one per line in hex")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON, with the raw transactions")
-    ] = False,
+def run(
+    offline: Path,
+    config_file: Path | None,
+    signer: Path | None,
+    network: str,
+    fee_rate: int | None,
+    out_file: Path | None,
+    *,
+    publish: bool,
+    as_json: bool,
 ) -> None:
-    """Settle every channel of a backup without a server: for a machine whose disk failed. The signer must be running.
-
-    Without --publish nothing is broadcast. The same command may be repeated: settled channels are not settled again.
-    """
+    """Settle the channels of the backup `offline`, and print the report; see `paychan.cli.operator.settle_command`."""
     with _sentences():
         if out_file is not None and out_file.exists():
             fail(f"{out_file} exists and is not overwritten: give another file")
@@ -213,7 +190,7 @@ async def _chain(options: SettleOptions) -> Chain | None:
     """Open the configured chain if it is needed: to broadcast, or for its fee estimate."""
     if not options.source or (options.fee_rate and not options.publish):
         return None
-    from paychan.parts import StartError, open_chain  # noqa: PLC0415 - no other command needs the server
+    from paychan.parts import StartError, open_chain
 
     try:
         return await open_chain(options.config, options.source)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
-import msgspec
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from paychan.cli.terminal import fail, out
-from paychan.config import ServerConfig, load_server_config
-from paychan.protocol.settings import SettingsError
-from paychan.running import read_running
+
+if TYPE_CHECKING:
+    from paychan.config import ServerConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -167,6 +165,9 @@ def _print_withdrawals(answer: Mapping[str, Any]) -> None:
 
 
 def _config(file: Path) -> ServerConfig:
+    from paychan.config import load_server_config
+    from paychan.protocol.settings import SettingsError
+
     try:
         return load_server_config(file)
     except SettingsError as error:
@@ -175,6 +176,11 @@ def _config(file: Path) -> ServerConfig:
 
 def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS) -> Any:
     """Send a request to the running server; any failure ends the command with a sentence."""
+    import httpx
+    import msgspec
+
+    from paychan.running import read_running
+
     running = read_running(config.state_dir)
     if running is None:
         fail(f"no server uses the state directory {config.state_dir}. Start it: paychan serve FILE")

@@ -13,9 +13,7 @@ from pathlib import Path
 from bitcoin.core import CTransaction
 from msgspec import Struct, structs
 
-from paychan.chain.base import Chain, ChainFailed, ChainUnfit
-from paychan.chain.bitcoind.chain import BitcoindChain
-from paychan.chain.electrum.chain import ElectrumChain
+from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
 from paychan.cli.payer.outputs import OwnChainView, look, shown_txid, value_at
 from paychan.cli.payer.terminal import sat
 from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
@@ -73,7 +71,7 @@ class RefundOptions(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def connected(source: OwnChain, network: Network) -> AsyncIterator[Chain]:
+async def connected(source: OwnChain, network: Network) -> AsyncIterator[PayerChain]:
     """Connect to the payer's node or Electrum server.
 
     Raises:
@@ -94,13 +92,17 @@ async def connected(source: OwnChain, network: Network) -> AsyncIterator[Chain]:
         raise ChainUnfit(in_options(str(error))) from error
 
 
-def _backend(source: OwnChain, network: Network) -> Chain:
+def _backend(source: OwnChain, network: Network) -> PayerChain:
     if source.electrum:
+        from paychan.chain.electrum.chain import ElectrumChain
+
         certificate = source.certificate
         return ElectrumChain(source.electrum, network, timeout_seconds=_TIMEOUT_SECONDS, certificate_file=certificate)
     if source.credentials is None:
         msg = "--node needs --credentials, a file with user:password such as the node's .cookie"
         raise ValueError(msg)
+    from paychan.chain.bitcoind.chain import BitcoindChain
+
     return BitcoindChain(
         source.node,
         network,
@@ -118,7 +120,7 @@ def in_options(remedy: str) -> str:
     return remedy
 
 
-async def refresh(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView:
+async def refresh(chain: PayerChain, payer: Payer, record: ChannelRecord) -> OwnChainView:
     """Read a channel's outputs, their values and its coins' place from the chain, and record them."""
     view = await look(chain, record)
     now = with_chain(record, view.deposits, view.pending)
@@ -161,7 +163,7 @@ def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:
     return f"{now.funding_outpoint} holds {sat(now.funding_sat)}; {said}"
 
 
-async def publish(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
+async def publish(chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
     """Sign, store and broadcast, in this order, so that the payer's refund is recognised later.
 
     Spends all confirmed outputs.
@@ -187,7 +189,7 @@ def _rate(coins: Collection[Deposit], record: ChannelRecord, fees: ChainFees, op
     return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, script, wanted))
 
 
-async def bump(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
+async def bump(chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
     """Sign one refund with a higher fee in place of the refunds that wait for a block, and broadcast it.
 
     It pays to their address unless `options.to` gives another, and also spends the other confirmed outputs.
@@ -245,7 +247,7 @@ def _least_rate(view: OwnChainView) -> int:
     return min(rates, default=0)
 
 
-async def act(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> OwnChainView:
+async def act(chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions) -> OwnChainView:
     """Do the step that a channel needs: broadcast the refund, or record the end.
 
     A refund that waits for a block is replaced if `options` has a higher rate. A channel that takes payments follows its
@@ -264,7 +266,9 @@ async def act(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOpt
     return view
 
 
-async def handle_channel(chain: Chain, payer: Payer, name: str, options: RefundOptions) -> OwnChainView | Exception:
+async def handle_channel(
+    chain: PayerChain, payer: Payer, name: str, options: RefundOptions
+) -> OwnChainView | Exception:
     """Handle one channel. A failure is returned, because it does not concern the other channels."""
     try:
         return await act(chain, payer, await refresh(chain, payer, payer.wallet.read(name)), options)

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paychan.cli.payer import refund as payerrefund
-from paychan.cli.payer.chain import OwnChain, compare
+from paychan.cli.payer import refund_commands
 from paychan.cli.payer.options import (
     CertificateOption,
     CredentialsOption,
     ElectrumOption,
-    NodeOption,
-    TransactionOption,
-    read_transaction,
-)
-from paychan.cli.payer.terminal import (
     JsonOption,
     NameArgument,
+    NodeOption,
+    TransactionOption,
     WalletOption,
     examples,
-    exit_on_error,
-    facts,
-    sat,
-    show,
-    show_invitation,
-    show_listing,
-    show_panel,
-    show_receipt,
-    unchecked,
-    wait_funded,
-    way_back,
+    read_transaction,
 )
 from paychan.cli.terminal import err, fail, out
-from paychan.client import (
-    Channel,
-    Dialect,
-    FeeTooHigh,
-    FundingNotTold,
-    Limits,
-    Network,
-    Patience,
-    Payer,
-    State,
-)
-from paychan.client.payer import DEFAULT_HOURS
+
+if TYPE_CHECKING:
+    from paychan.client import Channel
+
+_DEFAULT_HOURS = 7 * 24
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -75,7 +51,7 @@ def new(
     url: Annotated[str, typer.Argument(help="Base URL of the server.")],
     hours: Annotated[
         float, typer.Option(help="Hours for payments. The channel ends later: funding and settling take time, too.")
-    ] = DEFAULT_HOURS,
+    ] = _DEFAULT_HOURS,
     expires: Annotated[
         int | None, typer.Option(help="Unix time at which the channel ends and a refund becomes possible.")
     ] = None,
@@ -88,8 +64,10 @@ def new(
     ] = "",
     movable: MovableOption = False,
     v1: Annotated[bool, typer.Option("--v1", help="Use version 1 of the protocol.")] = False,
-    dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
-    network: Annotated[Network | None, typer.Option(help="Accept only this Bitcoin network.")] = None,
+    dialect: Annotated[Literal["swagger", "api"], typer.Option(help="Dialect of version 2.")] = "swagger",
+    network: Annotated[
+        Literal["live", "test", "regtest"] | None, typer.Option(help="Accept only this Bitcoin network.")
+    ] = None,
     max_open_price: Annotated[int, typer.Option(help="Largest open price to accept, in satoshi.")] = 250_000,
     pay: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the funding, then open.")] = True,
@@ -101,18 +79,19 @@ def new(
 
     Any wallet can fund. Send exactly the shown amount in one output; the server reports how much arrived.
     """
-    limits = Limits(open_price_sat=max_open_price)
-    patience = Patience(attempts=2)  # no coins are at stake yet, and a person waits
+    from paychan.cli.payer.terminal import exit_on_error, facts, show, show_invitation
+    from paychan.client import Dialect, Limits, Network, Patience, Payer
+
     with (
         exit_on_error(as_json),
         Payer(
             url,
             wallet=wallet,
             version=1 if v1 else 2,
-            dialect=dialect,
-            network=network,
-            limits=limits,
-            patience=patience,
+            dialect=Dialect(dialect),
+            network=None if network is None else Network(network),
+            limits=Limits(open_price_sat=max_open_price),
+            patience=Patience(attempts=2),  # no coins are at stake yet, and a person waits
         ) as payer,
     ):
         channel = payer.new_channel(
@@ -120,13 +99,12 @@ def new(
         )
         if debug:
             channel.fund_debug()
-        uri = channel.bip21()
         if as_json:
-            out.print_json(data=facts(channel.record) | {"uri": uri})
+            out.print_json(data=facts(channel.record) | {"uri": channel.bip21()})
         elif debug:
             show(channel.record, as_json)
         else:
-            show_invitation(channel.record, uri, payer.wallet.directory)
+            show_invitation(channel.record, channel.bip21(), payer.wallet.directory)
     if wait and not as_json and not debug:
         open_(channel.name, amount=pay, wallet=wallet)
 
@@ -165,6 +143,10 @@ def open_(
     The output's value is compared with its transaction, or with your own node or Electrum server if you give one: with
     a value that is too low, the difference would be lost.
     """
+    from paychan.cli.payer.chain import OwnChain, compare
+    from paychan.cli.payer.terminal import exit_on_error, show_receipt
+    from paychan.client import Payer, State
+
     with (
         exit_on_error(as_json, name, again=f"paychan channel open {name}"),
         Payer(wallet=wallet) as payer,
@@ -177,6 +159,8 @@ def open_(
         elif channel.record.signed_sat is None or channel.record.refused:
             _find_funding(channel, wait=wait and not as_json, own_chain=source.given)
         if source.given and not unchecked and channel.record.state is State.NEW:
+            import asyncio
+
             asyncio.run(compare(source, channel))
         show_receipt(channel, channel.open(amount), as_json)
 
@@ -186,6 +170,9 @@ def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
 
     If the server does not report it, an outpoint recorded earlier or the payer's own chain suffices.
     """
+    from paychan.cli.payer.terminal import wait_funded
+    from paychan.client import FundingNotTold
+
     try:
         if wait:
             wait_funded(channel)
@@ -220,6 +207,9 @@ def pay(
     as_json: JsonOption = False,
 ) -> None:
     """Pay over an open channel."""
+    from paychan.cli.payer.terminal import exit_on_error, show_receipt
+    from paychan.client import Limits, Payer
+
     limits = Limits(payment_sat=limit)
     with exit_on_error(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
         if resume:
@@ -235,6 +225,10 @@ def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str
 
     After Ctrl-C, a message shows how to complete pending payments.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from paychan.cli.payer.terminal import show_receipt
+
     columns = (
         TextColumn("Paying"),
         BarColumn(),
@@ -271,11 +265,16 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the server for the state of a channel, and whether it accepted a payment that has no answer."""
-    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer:
+    from paychan.cli.payer.terminal import exit_on_error, show
+    from paychan.client import Payer
+    from paychan.client.wallet import Wallet
+
+    with exit_on_error(as_json, name):
         if offline:
-            show(payer.wallet.read(payer.wallet.find(name)), as_json)
+            kept = Wallet(wallet)
+            show(kept.read(kept.find(name)), as_json)
             return
-        with payer.channel(name) as channel:
+        with Payer(wallet=wallet) as payer, payer.channel(name) as channel:
             channel.look_for_others()
             channel.status()
             show(channel.record, as_json)
@@ -301,6 +300,11 @@ def close(
 
     An offered fee is a payment; the fee that the settlement really pays is shown.
     """
+    import msgspec
+
+    from paychan.cli.payer.terminal import exit_on_error, sat, show_panel, unchecked
+    from paychan.client import FeeTooHigh, Payer
+
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         doubt = unchecked(channel.record)
         try:
@@ -340,8 +344,8 @@ def close(
             )
 
 
-app.command(epilog=payerrefund.REFUND_EXAMPLES)(payerrefund.refund)
-app.command(epilog=payerrefund.WATCH_EXAMPLES)(payerrefund.watch)
+app.command(epilog=refund_commands.REFUND_EXAMPLES)(refund_commands.refund)
+app.command(epilog=refund_commands.WATCH_EXAMPLES)(refund_commands.watch)
 
 
 @app.command(epilog=examples("paychan channel key 4593d97a"))
@@ -350,6 +354,11 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
 
     No wallet can sweep outputs at the channel's own address: that address is a script, and `refund` spends from it.
     """
+    import msgspec
+
+    from paychan.cli.payer.terminal import exit_on_error, sat, way_back
+    from paychan.client import Payer
+
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         record = channel.record
         if as_json:
@@ -373,8 +382,11 @@ def list_(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
 
     A channel that can't be read is listed with the reason, and the exit status is 1.
     """
-    with exit_on_error(as_json), Payer(wallet=wallet) as payer:
-        records, problems = payer.wallet.read_all()
+    from paychan.cli.payer.terminal import exit_on_error, show_listing
+    from paychan.client.wallet import Wallet
+
+    with exit_on_error(as_json):
+        records, problems = Wallet(wallet).read_all()
         show_listing(records, problems, as_json)
         if problems:
             raise typer.Exit(1)

@@ -1,12 +1,41 @@
-"""Options of the payer's commands for the payer's own view of the chain, and for signing a refund."""
+"""Arguments and options of the payer's commands, and the examples in their help.
+
+Without imports of the client library: the help needs none of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
+from paychan.cli.terminal import err
+from paychan.shared.places import wallet_place
+
+
+def _noted(wallet: Path | None) -> Path | None:
+    """Say where the wallet is, if that is not the usual place."""
+    with contextlib.suppress(RuntimeError):
+        note = "" if wallet else wallet_place().note
+        if note:
+            err.print(f"[yellow]paychan:[/yellow] {escape(note)}", soft_wrap=True)
+    return wallet
+
+
+NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
+WalletOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--wallet",
+        envvar="PAYCHAN_WALLET",
+        callback=_noted,
+        help="Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for errors.")]
 NodeOption = Annotated[str, typer.Option("--node", envvar="PAYCHAN_NODE", help="Your own bitcoind: http://host:port.")]
 CredentialsOption = Annotated[
     Path | None,
@@ -43,6 +72,11 @@ TransactionOption = Annotated[
     str,
     typer.Option("--transaction", help="The funding transaction in hex, or a file with it: proves the value."),
 ]
+
+
+def examples(*lines: str) -> str:
+    """Format the epilog of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 def read_transaction(text: str) -> str:

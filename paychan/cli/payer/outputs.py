@@ -11,9 +11,7 @@ from collections.abc import Collection
 
 from msgspec import Struct
 
-from paychan.chain.base import Chain, ChainFailed, ChainUnfit, Funding, Spend, Tip
-from paychan.chain.bitcoind.chain import BitcoindChain
-from paychan.chain.electrum.chain import ElectrumChain
+from paychan.chain.base import ChainFailed, ChainUnfit, Funding, PayerChain, Spend, Tip
 from paychan.cli.payer.terminal import Facts, relative, sat
 from paychan.client import ChannelRecord, Deposit, Source
 from paychan.client.coins import parse_outpoint, proven_value
@@ -88,12 +86,12 @@ def is_debug(record: ChannelRecord) -> bool:
     return record.funding_source is Source.DEBUG or record.funding_outpoint == debug
 
 
-async def look(chain: Chain, record: ChannelRecord) -> OwnChainView:
+async def look(chain: PayerChain, record: ChannelRecord) -> OwnChainView:
     """Read a channel's state from the chain. Writes nothing."""
     noted = parse_outpoint(record.funding_outpoint) if record.funding_outpoint and not is_debug(record) else None
     note = await _follow(chain, record, noted)
     tip = await chain.tip()
-    coins = await (chain.find_all if isinstance(chain, BitcoindChain) else chain.funding)(record.terms)
+    coins = await chain.find_all(record.terms)
     unspent = {coin.outpoint for coin in coins}
     spends: dict[OutPoint, Spend] = {}
     others = [parse_outpoint(each.outpoint) for each in record.deposits]
@@ -118,11 +116,11 @@ async def look(chain: Chain, record: ChannelRecord) -> OwnChainView:
     )
 
 
-async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -> str:
+async def _follow(chain: PayerChain, record: ChannelRecord, noted: OutPoint | None) -> str:
     """Watch the address. For earlier spends a node needs a rescan; only then it can name the spending transaction."""
-    if isinstance(chain, ElectrumChain):
+    if not chain.spends_need_rescan:
         await chain.watch([record.terms])
-    elif record.end_seen or noted is None or not isinstance(chain, BitcoindChain):
+    elif record.end_seen or noted is None:
         pass  # a scan of the unspent outputs is enough
     elif not await chain.unspent([noted]):
         try:
@@ -132,14 +130,14 @@ async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -
     return ""
 
 
-async def spender(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> Spend | None:
+async def spender(chain: PayerChain, record: ChannelRecord, outpoint: OutPoint) -> Spend | None:
     """Return the spend of an output of this address; None also if the output does not exist, even if the server named it."""
     if await value_at(chain, record, outpoint) is None:
         return None
     return await chain.spender(outpoint)
 
 
-async def value_at(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> int | None:
+async def value_at(chain: PayerChain, record: ChannelRecord, outpoint: OutPoint) -> int | None:
     """Return the value of an output of this address, read from its transaction; None if it does not exist."""
     try:
         raw = await chain.transaction(outpoint.txid)
@@ -149,7 +147,7 @@ async def value_at(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> i
 
 
 async def _follow_moves(
-    chain: Chain, record: ChannelRecord, coins: Collection[Funding], spend: Spend
+    chain: PayerChain, record: ChannelRecord, coins: Collection[Funding], spend: Spend
 ) -> tuple[Funding | None, Spend]:
     """Follow the change of settlements to the unspent output; else return the last spend."""
     for _ in range(_MOST_MOVES):

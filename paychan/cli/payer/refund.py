@@ -5,40 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
-import typer
 from msgspec import Struct
 
-from paychan.chain.base import Chain, ChainFailed, ChainUnfit
+from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
 from paychan.cli.payer.chain import OwnChain, RefundOptions, act, bump, connected, handle_channel, publish, refresh
-from paychan.cli.payer.options import (
-    CertificateOption,
-    CredentialsOption,
-    ElectrumOption,
-    MaxFeeOption,
-    NodeOption,
-    RateOption,
-    ToOption,
-    TransactionOption,
-    read_transaction,
-)
-from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, facts, is_debug, shown_txid
+from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, is_debug, shown_txid
 from paychan.cli.payer.terminal import (
     Facts,
-    JsonOption,
-    NameArgument,
-    WalletOption,
     advice,
-    examples,
-    exit_on_error,
     moment,
-    problem_facts,
     relative,
     sat,
     show_panel,
 )
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.terminal import err, out
 from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
 from paychan.client.flows.refund import REFUND_SAT_PER_VB, is_refund
 from paychan.protocol.kinds.refund import Refund
@@ -53,67 +35,15 @@ _PAUSE_SECONDS = 5.0
 _AT_A_TIME = 16
 """Channels that are read concurrently."""
 
-REFUND_EXAMPLES = examples(
-    "paychan channel refund 4593d97a",
-    "paychan channel refund 4593d97a --fee-rate 10 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
-    "paychan channel refund 4593d97a --publish --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
-    "paychan channel refund 4593d97a --publish --electrum ssl://electrum.example:50002",
-)
-WATCH_EXAMPLES = examples(
-    "paychan channel watch --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
-    "paychan channel watch 4593d97a --electrum ssl://electrum.example:50002 --once   (for cron)",
-)
 
-
-def refund(
-    name: NameArgument,
-    fee_rate: RateOption = None,
-    to: ToOption = "",
-    publish_it: Annotated[
-        bool, typer.Option("--publish", help="Broadcast it if it is valid; again with --fee-rate to replace it.")
-    ] = False,
-    max_fee: MaxFeeOption = None,
-    transaction: TransactionOption = "",
-    unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Sign for a value that was not checked; any value beyond it is lost.")
-    ] = False,
-    node: NodeOption = "",
-    credentials: CredentialsOption = None,
-    electrum: ElectrumOption = "",
-    certificate: CertificateOption = None,
-    wallet: WalletOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Get all coins back after the expiry, if the server never settles: sign the refund, or broadcast it.
-
-    With your own node or Electrum server, which --publish needs, it spends all outputs at the channel's address, with
-    the values that the chain shows; the paychan server is not asked. --fee-rate replaces a refund that was broadcast
-    before.
-    """
-    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer:
-        source, options = OwnChain(node, credentials, electrum, certificate), RefundOptions(fee_rate, to, max_fee)
-        name = payer.wallet.find(name)
-        if transaction:
-            with payer.channel(name) as channel:
-                channel.prove(read_transaction(transaction))
-        if publish_it:
-            shown = asyncio.run(_publish(source, payer, name, options))
-            _show_published(shown, as_json)
-            return
-        if source.given:
-            asyncio.run(_look(source, payer, name))
-        with payer.channel(name) as channel:
-            _show_signed(channel.record, _sign(channel, options, unchecked=unchecked), to, as_json)
-
-
-async def _look(source: OwnChain, payer: Payer, name: str) -> None:
+async def look_at(source: OwnChain, payer: Payer, name: str) -> None:
     """Record the outputs that the chain shows at the channel's address."""
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
         await refresh(chain, payer, record)
 
 
-async def _publish(source: OwnChain, payer: Payer, name: str, options: RefundOptions) -> Facts:
+async def publish_now(source: OwnChain, payer: Payer, name: str, options: RefundOptions) -> Facts:
     """Broadcast one refund, or replace it by one with a higher fee, and return the result.
 
     Raises:
@@ -133,7 +63,7 @@ def _made(name: str, signed: Refund) -> Facts:
     return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
 
 
-async def _published_before(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Facts:
+async def _published_before(chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Facts:
     """Return the state of a refund that was broadcast before. Raises `ValueError` if there is none to broadcast."""
     record = view.record
     if view.refunds:
@@ -159,7 +89,7 @@ async def _published_before(chain: Chain, payer: Payer, view: OwnChainView, opti
     raise ValueError(msg)
 
 
-def _show_published(shown: Facts, as_json: bool) -> None:
+def show_published(shown: Facts, as_json: bool) -> None:
     if as_json:
         out.print_json(data=shown)
         return
@@ -180,7 +110,7 @@ class _Signed(Struct, frozen=True):
     coins: tuple[Deposit, ...]
 
 
-def _sign(channel: Channel, options: RefundOptions, *, unchecked: bool) -> list[_Signed]:
+def sign(channel: Channel, options: RefundOptions, *, unchecked: bool) -> list[_Signed]:
     """Sign one refund for all outputs that the payer's chain shows, and one for each output that may not exist.
 
     A refund with an input that does not exist is worthless, so an unproved output must not share a refund with others.
@@ -195,7 +125,7 @@ def _sign(channel: Channel, options: RefundOptions, *, unchecked: bool) -> list[
     ]
 
 
-def _show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: bool) -> None:
+def show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: bool) -> None:
     raw = [each.refund.transaction.hex() for each in signed]
     if as_json:
         first = signed[0].refund
@@ -224,42 +154,6 @@ def _show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json:
         out.print(each.refund.transaction.hex(), soft_wrap=True)
 
 
-def watch(
-    names: Annotated[list[str] | None, typer.Argument(help=r"Channels. \[default: all of the wallet]")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Scan and act once, for cron.")] = False,
-    fee_rate: RateOption = None,
-    to: ToOption = "",
-    max_fee: MaxFeeOption = None,
-    node: NodeOption = "",
-    credentials: CredentialsOption = None,
-    electrum: ElectrumOption = "",
-    certificate: CertificateOption = None,
-    wallet: WalletOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Follow channels in the chain, and broadcast their refunds when these become valid; the server is not asked.
-
-    Scans every address that the wallet ever used, including those of ended channels, so a late payment is found. Ends
-    when no change is expected any more. A failure of one channel stops no other; the exit status is then 1, as for an
-    open channel of another network, which is skipped. --json scans once.
-    """
-    with exit_on_error(as_json), Payer(wallet=wallet) as payer:
-        source, options = OwnChain(node, credentials, electrum, certificate), RefundOptions(fee_rate, to, max_fee)
-        chosen = [payer.wallet.find(name) for name in names or []]
-        try:
-            seen = asyncio.run(_watch(source, payer, chosen, options, once=once or as_json, quiet=as_json))
-        except KeyboardInterrupt:
-            fail("stopped watching; the refunds remain possible after the expiry.", 130)
-        failed = any(_is_failure(view) for view in seen.values())
-        if as_json:
-            shown = [
-                problem_facts(name, view) if isinstance(view, Exception) else facts(view) for name, view in seen.items()
-            ]
-            out.print_json(data=shown, default=str)
-        if failed:
-            raise typer.Exit(1)
-
-
 class OtherNetwork(ValueError):
     """A channel is skipped: its network is not that of the payer's chain."""
 
@@ -275,11 +169,11 @@ _Seen: TypeAlias = dict[str, OwnChainView | Exception]
 """By name: the state of a channel in the chain, or the failure to read it."""
 
 
-def _is_failure(view: OwnChainView | Exception) -> bool:
+def is_failure(view: OwnChainView | Exception) -> bool:
     return view.at_stake if isinstance(view, OtherNetwork) else isinstance(view, Exception)
 
 
-async def _watch(
+async def follow(
     source: OwnChain, payer: Payer, chosen: list[str], options: RefundOptions, *, once: bool, quiet: bool
 ) -> _Seen:
     """Scan and act, once or until no change is expected; return the last states.
@@ -306,7 +200,7 @@ async def _watch(
             await _wait(chain, views)
 
 
-async def _handle_all(chain: Chain, payer: Payer, names: list[str], options: RefundOptions) -> _Seen:
+async def _handle_all(chain: PayerChain, payer: Payer, names: list[str], options: RefundOptions) -> _Seen:
     """Handle the channels a few at a time: one scan of a node's unspent outputs serves all that wait."""
     turns = asyncio.Semaphore(_AT_A_TIME)
 
@@ -317,7 +211,7 @@ async def _handle_all(chain: Chain, payer: Payer, names: list[str], options: Ref
     return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
 
 
-async def _wait(chain: Chain, views: list[OwnChainView]) -> None:
+async def _wait(chain: PayerChain, views: list[OwnChainView]) -> None:
     try:
         if views:
             await chain.wait_for_change(views[0].tip, _LOOK_SECONDS)
@@ -328,7 +222,7 @@ async def _wait(chain: Chain, views: list[OwnChainView]) -> None:
 
 
 @asynccontextmanager
-async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIterator[tuple[Chain, Network]]:
+async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIterator[tuple[PayerChain, Network]]:
     """Connect to the chain of the first of the channels' networks that it serves.
 
     Raises:

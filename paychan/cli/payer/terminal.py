@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
-import segno
 import typer
 from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -58,31 +55,8 @@ from paychan.client import (
 from paychan.client.flows.open import choose
 from paychan.client.transport.answers import printable
 from paychan.protocol.errors import PaychanError
-from paychan.shared.places import wallet_place
 
 Facts: TypeAlias = dict[str, Any]
-
-
-def _noted(wallet: Path | None) -> Path | None:
-    """Say where the wallet is, if that is not the usual place."""
-    with contextlib.suppress(RuntimeError):
-        note = "" if wallet else wallet_place().note
-        if note:
-            err.print(f"[yellow]paychan:[/yellow] {escape(note)}", soft_wrap=True)
-    return wallet
-
-
-NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
-WalletOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--wallet",
-        envvar="PAYCHAN_WALLET",
-        callback=_noted,
-        help="Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for errors.")]
 
 _RESUME = "`paychan channel pay {name} --resume` sends the last payment again; it counts once."
 _STATUS = "`paychan channel status {name}` asks the server for the channel's state."
@@ -124,11 +98,6 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     FeeTooHigh: "--max-fee SAT raises the limit.",
     WrongState: "`paychan channel list` shows the state.",
 }
-
-
-def examples(*lines: str) -> str:
-    """Format the epilog of a command's help."""
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 @contextmanager
@@ -346,6 +315,8 @@ def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
 
 def qr_code(text: str) -> str:
     """Draw a QR code, two of its rows in a line of text: dark on light."""
+    import segno
+
     rows = [bytes(row) for row in segno.make(text, error="l").matrix_iter(border=2)]
     rows += [bytes(len(rows[0]))] * (len(rows) % 2)
     return "\n".join(
@@ -356,6 +327,8 @@ def qr_code(text: str) -> str:
 
 def wait_funded(channel: Channel) -> None:
     """Wait for the funding and show the progress. After Ctrl-C, a message shows how to continue."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("Waiting for the funding")

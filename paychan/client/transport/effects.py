@@ -18,6 +18,9 @@ from paychan.client.record import ChannelRecord
 
 T = TypeVar("T")
 
+TIME_LIMIT_SECONDS = 30.0
+"""Default of the time that one call may take, with all that it sends again."""
+
 
 class Request(Struct, frozen=True):
     """An HTTP request. Every request of this library may be sent twice without harm."""

@@ -12,6 +12,7 @@ import httpx
 from paychan.client.errors import ServerMisbehaved
 from paychan.client.record import ChannelRecord
 from paychan.client.transport.effects import (
+    TIME_LIMIT_SECONDS,
     Answer,
     Connect,
     Flow,
@@ -31,9 +32,6 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 1024
 """Largest body to read; every answer of this protocol is far smaller."""
-
-TIME_LIMIT_SECONDS = 30.0
-"""Default of the time that one call may take, with all that it sends again."""
 
 _ANSWER_SECONDS = 30.0
 """A closing waits for signer and node; every other request takes milliseconds."""

@@ -1,0 +1,48 @@
+"""The command `paychan settle`; module `settle` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  paychan settle --offline NEWEST.backup --config config/live/server.toml
+
+  paychan settle --offline NEWEST.backup --config config/live/server.toml --publish
+
+  paychan settle --offline NEWEST.backup --signer signer.sock --network live --out transactions.txt
+"""
+
+
+def settle(
+    offline: Annotated[
+        Path, typer.Option("--offline", help="The backup, preferably the newest: a file that ends in .backup")
+    ],
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="The server's configuration: network, signer, chain, fee rules")
+    ] = None,
+    signer: Annotated[Path | None, typer.Option(help="The signer's socket, instead of the configured one")] = None,
+    network: Annotated[str, typer.Option(help="Without --config: live, test, regtest or debug")] = "",
+    fee_rate: Annotated[
+        int | None, typer.Option(min=1, help="Satoshi per virtual byte. \\[default: the server's rate at this time]")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Broadcast the transactions through the configured chain")
+    ] = False,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one per line in hex")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, with the raw transactions")
+    ] = False,
+) -> None:
+    """Settle every channel of a backup without a server: for a machine whose disk failed. The signer must be running.
+
+    Without --publish nothing is broadcast. The same command may be repeated: settled channels are not settled again.
+    """
+    from paychan.cli.operator.settle import run
+
+    run(offline, config_file, signer, network, fee_rate, out_file, publish=publish, as_json=as_json)
