@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import Enum
 
 from msgspec import Struct
 
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 
 
 class Kind(Enum):
@@ -47,11 +46,3 @@ class Alarm(Struct, frozen=True):
 def about(kind: Kind, outpoint: OutPoint, text: str) -> Alarm:
     """Make an alarm that concerns one channel."""
     return Alarm(kind, text, str(outpoint))
-
-
-def utc(moment: UnixTime) -> str:
-    """Show a time for an operator, in UTC; a wrong clock may give a time that no calendar date has."""
-    try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except (OverflowError, OSError, ValueError):
-        return f"{moment} (Unix time)"

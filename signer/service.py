@@ -23,13 +23,15 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
+from paychan.shared.encoding import prepare_output
 from paychan.shared.logsink import LogSink, open_missing_descriptors
 from paychan.shared.stuck import end_when_stuck
 from signer import vital
 from signer.cli import audit as auditing
 from signer.cli import seed as commands
 from signer.cli import status as operating
-from signer.cli.options import PassphraseDescriptor, PassphraseFile
+from signer.cli.options import ConfigFile, PassphraseDescriptor, PassphraseFile
+from signer.cli.terminal import fail, say
 from signer.config import SignerConfig, load_signer_config
 from signer.judge.facts import Limits
 from signer.judge.handler import Handler
@@ -82,13 +84,28 @@ app = typer.Typer(
     """,
 )
 
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="the signer's configuration, TOML", show_default=False)]
-
 
 @app.command()
-def run(file: _File, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None) -> None:
+def run(file: ConfigFile, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None) -> None:
     """Start the signer; the word `run` is optional. The signer serves its Unix socket until SIGTERM or SIGINT."""
     _or_exit(lambda: start(file, passphrase_fd, passphrase_file))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - no other command needs it
+
+        say(f"paychan-signer {version('paychan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _signer(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 commands.register(app)
@@ -101,6 +118,7 @@ def main() -> None:
     """Run the command line."""
     keep_private()
     open_missing_descriptors()
+    prepare_output()
     sink = LogSink(2)
     atexit.register(sink.drain)
     structlog.configure(
@@ -336,8 +354,7 @@ def _or_exit(command: Callable[[], None]) -> None:
     try:
         command()
     except SettingsError as error:
-        typer.echo(f"paychan-signer: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error), 2)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
-from actors.alarm import Alarm, Kind, utc
+from actors.alarm import Alarm, Kind
 from actors.context import Context
 from actors.registry import Registry
 from actors.watching.endings import Endings
@@ -24,6 +24,7 @@ from paychan.protocol.channel import Channel, State
 from paychan.protocol.moment import LEAD_SECONDS, is_believed, leads, stepped
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.withdrawing import can_withdraw
+from paychan.shared.wording import clock
 from paychan.store.base import walk
 
 log = structlog.get_logger("chain")
@@ -343,7 +344,7 @@ class ChainWatch:
 
 
 def _times(wall: UnixTime, tip: Tip) -> str:
-    return f"the server's clock says {utc(wall)}, the newest block {utc(tip.time)}"
+    return f"the server's clock says {clock(wall)}, the newest block {clock(tip.time)}"
 
 
 def _place(channel: Channel) -> tuple[int, OutPoint]:

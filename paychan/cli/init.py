@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from paychan.cli.terminal import fail, out
+from paychan.cli.terminal import command, fail, next_command, say, show_facts, whole
+from paychan.shared.configfiles import NETWORKS, shipped_directory
 from paychan.shared.places import how_to_make, is_usable
-from paychan.shipped import NETWORKS, shipped_directory
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -41,19 +41,20 @@ def init(
             (target / name).write_text((source / name).read_text())
     except OSError as error:
         fail(f"can't write to {target}: {error.strerror}. Choose another directory", status=2)
-    for name in _FILES:
-        out.print(f"wrote {target / name}", soft_wrap=True)
+    show_facts("", *(("Wrote", whole(target / name)) for name in _FILES))
     if network in ("test", "live"):
         from paychan.config import load_server_config
 
         _say_how_to_make(load_server_config(target / "server.toml").state_dir)
-        out.print(f"Next: edit both files, then [green]paychan-signer init {target / 'signer.toml'}[/green]")
+        show_facts(
+            "", ("Next", "edit both files; then this command:"), ("", command("init", target, program="paychan-signer"))
+        )
     else:
-        out.print(f"Next: [green]paychan up {target}[/green]")
+        next_command("up", target)
 
 
 def _say_how_to_make(state_dir: Path) -> None:
     """Say where the data will be, and how the directory is made if this user can't make it."""
-    out.print(f"The data will be in {state_dir}.", soft_wrap=True)
+    say(f"The data will be in {state_dir}.")
     if not is_usable(state_dir):
-        out.print(how_to_make(state_dir), soft_wrap=True)
+        say(how_to_make(state_dir))

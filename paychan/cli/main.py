@@ -7,12 +7,13 @@ commands name the extra that installs them.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from paychan.cli.terminal import fail
+from paychan.cli.terminal import fail, out
+from paychan.shared.encoding import prepare_output
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -21,7 +22,7 @@ EPILOG = """
 
   paychan channel new http://localhost:8000    [dim]a payer's channel[/dim]
 
-  paychan status config/debug/server.toml      [dim]state of the server[/dim]
+  paychan status debug                         [dim]state of the server[/dim]
 """
 
 OWN_PACKAGES = ("paychan", "actors", "signer")
@@ -115,11 +116,24 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(f"paychan {version('paychan')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _paychan() -> None:
+def _paychan(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Bitcoin payment channels: sell anything by the satoshi, settle once."""
 
 
 def main() -> None:
     """Run the command line."""
+    prepare_output()
     app()

@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.panel import Panel
-from rich.table import Table
 
-from paychan.cli.terminal import fail, out
+from paychan.cli.terminal import command, completed, fail, keep_option, next_command, say, show_facts, whole
+from paychan.shared.layout import Value
+from paychan.shared.wording import moment
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -60,7 +60,7 @@ zmqpubhashblock=tcp://127.0.0.1:{zmq_port}
 zmqpubsequence=tcp://127.0.0.1:{zmq_port}
 """
 
-DirOption = Annotated[Path, typer.Option("--dir", help="Directory of the node.")]
+DirOption = Annotated[Path, typer.Option("--dir", help="Directory of the node.", callback=keep_option)]
 DEFAULT_DIR = Path(".paychan/node")
 
 
@@ -121,7 +121,7 @@ class _Node:
     def _setting(self, name: str) -> str:
         found = re.search(rf"^{name}=(\S+)$", self.conf.read_text(), re.MULTILINE) if self.conf.is_file() else None
         if found is None:
-            fail(f"no node in {self.directory}. Start one: paychan node start", status=2)
+            fail(f"no node in {self.directory}. `paychan node start` starts one", status=2)
         return found[1]
 
     async def _call(self, method: str, params: tuple[Any, ...], wallet: str) -> Any:
@@ -161,7 +161,7 @@ def start(
         )
     node = _Node(directory)
     if node.runs():
-        fail(f"a node is already running in {node.directory}. To show it: paychan node info")
+        fail(f"a node is already running in {node.directory}. `paychan node info` shows it")
     node.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     node.conf.write_text(_CONF.format(rpc_port=rpc_port, zmq_port=zmq_port))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -195,7 +195,7 @@ def mine(
     node = _Node(directory)
     with _reported(node):
         _mine(node, blocks)
-        out.print(f"height {node.rpc('getblockcount')}")
+        say(f"height {node.rpc('getblockcount'):,}")
 
 
 @app.command(
@@ -211,15 +211,13 @@ def pass_(
     later of its clock and the median time: it settles channels near that time, and new channels need correspondingly
     more hours: paychan channel new --hours.
     """
-    from paychan.cli.payer.terminal import moment
-
     node = _Node(directory)
     with _reported(node):
         until = max(node.ahead, int(time.time())) + hours * 3600
         node.set_ahead(until + _MARGIN_SECONDS)
         while (chain := node.rpc("getblockchaininfo"))["mediantime"] <= until:
             _mine(node, 1)
-        out.print(f"height {chain['blocks']}, median time {moment(chain['mediantime'])}")
+        say(f"height {chain['blocks']:,}, median time {moment(chain['mediantime'])}")
 
 
 @app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
@@ -236,8 +234,8 @@ def fund(
         node.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node refused
         outputs = node.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]["vout"]
         vout = next(each["n"] for each in outputs if each["scriptPubKey"].get("address") == address)
-        out.print(f"{txid}:{vout}", soft_wrap=True)
-        out.print("[dim]Next:[/dim] [green]paychan node mine[/green] [dim]confirms it[/dim]")
+        say(f"{txid}:{vout}")
+        next_command("node", "mine")
 
 
 @app.command(epilog=_examples("paychan node info"))
@@ -253,7 +251,7 @@ def stop(directory: DirOption = DEFAULT_DIR) -> None:
     """Stop the node; `paychan node start` continues with the same chain."""
     node = _Node(directory)
     with _reported(node):
-        out.print(node.rpc("stop"))
+        say(node.rpc("stop"))
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -269,7 +267,7 @@ def _reported(node: _Node) -> Iterator[None]:
     try:
         yield
     except (Unreachable, Unauthorized):
-        fail(f"no node runs in {node.directory}. Start it: paychan node start")
+        fail(f"no node runs in {node.directory}. `paychan node start` starts it")
     except RpcError as error:
         fail(error.reason)
     except ChainFailed as error:
@@ -304,20 +302,16 @@ def _mine(node: _Node, blocks: int) -> None:
 
 
 def _show(node: _Node) -> None:
-    from paychan.cli.payer.terminal import moment
-
     chain = node.rpc("getblockchaininfo")
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("RPC", f"[bold]{node.url}[/bold]"),
-        ("Cookie", str(node.cookie)),
+    show_facts(
+        "paychan node",
+        ("RPC", Value(node.url, "bold")),
+        ("Cookie", whole(node.cookie)),
         ("ZMQ", node.zmq),
-        ("Height", f"{chain['blocks']}, median time {chain['mediantime']}"),
+        ("Height", f"{chain['blocks']:,}, median time {moment(chain['mediantime'])}"),
         *([("Clock", f"stands at {moment(node.ahead)}")] if node.ahead else []),
         ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to spend"),
-        ("Next", "[green]paychan up config/regtest[/green]"),
-        ("", "[green]paychan node fund ADDRESS SAT[/green]"),
-        ("", "[green]paychan node mine[/green]"),
-    ):
-        facts.add_row(f"[dim]{name}[/dim]", value)
-    out.print(Panel(facts, title="paychan node", subtitle="regtest: its coins have no value", expand=False))
+        ("Fund", completed("`paychan node fund ADDRESS SAT` pays from this wallet; regtest coins have no value")),
+        ("Mine", command("node", "mine")),
+        ("Next", command("up", "regtest")),
+    )

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from paychan.cli.options import ConfigFile
 from paychan.cli.terminal import fail
 
-EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml"
+EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve debug"
 
 
-def serve(
-    file: Annotated[Path, typer.Argument(help="The server's configuration, such as config/debug/server.toml")],
-) -> None:
+def serve(file: ConfigFile) -> None:
     """Start the server alone; node and signer may start before or after it.
 
     PORT in the environment overrides http.port.

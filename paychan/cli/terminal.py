@@ -1,18 +1,102 @@
-"""The output of commands: one console for results, one for errors."""
+"""The output of commands: one console for results, one for errors; values, tables and commands that can be copied."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
+
+from paychan.shared.called import as_called, called, quoted
+from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_SHARED = {"--wallet": ("channel", "wallet"), "--dir": ("node",)}
+"""By option: the commands that would mean another wallet or node without it."""
+
+_kept: dict[str, str] = {}
+"""By command: what this command line adds to each command to paste."""
+
+
+_typed: dict[str, str] = {}
+"""The argument of this command line that stands for FILE in commands to paste."""
+
+
+def keep_file(given: Path) -> None:
+    """Remember the settings of this command line, as they were typed: a file or a directory."""
+    _typed["FILE"] = str(given)
+
+
+def completed(text: str) -> str:
+    """Complete the commands of a text that stand between backticks, so that they can be pasted."""
+    return as_called(text, _typed.get("FILE", ""), _kept)
+
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one sentence that names the problem and the next step."""
-    err.print(f"[red]paychan:[/red] {escape(message)}", soft_wrap=True)
+    err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a sentence; only the terminal breaks its lines. Commands between backticks are named as they were called."""
+    out.print(Text(completed(text), style), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a sentence beside the results, on standard error."""
+    err.print(Text(completed(text)), soft_wrap=True)
+
+
+def command(*words: object, program: str = "paychan") -> Value:
+    """A command line for the user to paste, which means the same wallet or node as this one."""
+    options = _kept.get(str(words[0]), "") if words else ""
+    return Value(called(program, *words) + options, "green", whole=True)
+
+
+def next_command(*words: object, program: str = "paychan") -> None:
+    """Print the command that comes next, alone on its line if the terminal is narrow."""
+    show_facts("", ("Next", command(*words, program=program)))
+
+
+def show_facts(title: str, *rows: tuple[str, Cell]) -> None:
+    """Show named values without the empty ones, below a title if it is not empty."""
+    shown = [(name, value) for name, value in rows if (value.text if isinstance(value, Value) else value)]
+    if title:
+        out.print(Text(title, "bold"), soft_wrap=True)
+    _print(facts(shown, terminal_width(), "  " if title else ""))
+
+
+def whole(text: object) -> Value:
+    """A path or another text with spaces that must stay on one line."""
+    return Value(str(text), whole=True)
+
+
+def show_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
+    """Show a table; on a terminal that is too narrow, each row as named values."""
+    _print(table(columns, rows, terminal_width()))
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None if the output goes elsewhere."""
+    return max(LEAST_WIDTH, out.width) if out.file.isatty() else None
+
+
+def _print(lines: Iterable[Line]) -> None:
+    for line in lines:
+        out.print(Text.assemble(*line), soft_wrap=True)
+
+
+def keep_option(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Remember an option that was given on the command line (not by the environment): commands to paste repeat it."""
+    option, source = parameter.opts[0], context.get_parameter_source(parameter.name or "")
+    given = value is not None and source is not None and source.name == "COMMANDLINE"
+    for name in _SHARED[option]:
+        _kept[name] = " " + quoted(option, value) if given else ""
+    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import shutil
 import signal
 import socket
@@ -18,15 +17,15 @@ from typing import IO, cast
 import httpx
 import msgspec
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 
 from paychan.cli.echo import Echo
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.terminal import command, err, fail, out, show_facts, whole
 from paychan.config import ServerConfig, load_server_config
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.running import Running, read_running
+from paychan.shared.called import program_path
+from paychan.shared.layout import Value
 from paychan.shared.logsink import LogSink, open_missing_descriptors
 
 _LIBC = ctypes.CDLL(None)
@@ -53,12 +52,8 @@ class _StopSignals:
         self.received = True
 
 
-def up(directory: Path) -> int:
+def up(signer_file: Path, server_file: Path, place: Path) -> int:
     """Run both processes until a stop signal arrives or one of them ends; return the exit status."""
-    signer_file, server_file = directory / "signer.toml", directory / "server.toml"
-    for file in (signer_file, server_file):
-        if not file.is_file():
-            fail(f"{file}: no such file. Give a directory such as config/debug", status=2)
     try:
         config = load_server_config(server_file)
     except SettingsError as error:
@@ -78,10 +73,10 @@ def up(directory: Path) -> int:
         children["paychan serve"] = _start("paychan", "serve", str(server_file))
         running = _wait_until_serving(config, children, stop)
         if running is not None:
-            _show(config, running, directory)
+            _show(config, running, place)
             _watch(config, running, children, stop)
     except (ChildProcessError, httpx.HTTPError) as error:
-        err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
+        err.print(f"[red]paychan:[/red] {escape(str(error))}", soft_wrap=True)
         return 1
     else:
         return 0
@@ -94,17 +89,16 @@ def up(directory: Path) -> int:
             cast("LogSink", console.file).drain()
 
 
-def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
     """Start a console script of this installation in its own session: Ctrl-C reaches only this process, which stops it.
 
     If this process is killed, the kernel stops the child.
     """
-    beside = Path(sys.executable).parent / command
-    program = str(beside) if beside.exists() else shutil.which(command)
-    if program is None:
-        fail(f"{command} is not installed beside {sys.executable}. Install the package: pip install .")
+    path = program_path(program)
+    if shutil.which(path) is None:
+        fail(f"{program} is not installed beside {sys.executable}. Install the package: pip install .")
     # preexec_fn is safe: this process has no threads
-    return subprocess.Popen([program, *arguments], start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
+    return subprocess.Popen([path, *arguments], start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
 
 
 def _end_with_us() -> None:
@@ -201,27 +195,27 @@ def _answers(running: Running) -> bool:
         return False
 
 
-def _show(config: ServerConfig, running: Running, directory: Path) -> None:
+def _show(config: ServerConfig, running: Running, place: Path) -> None:
     """Show the server's URL, its settings and the next command."""
-    prefix = "" if shutil.which("paychan") else f"{os.path.relpath(Path(sys.executable).parent)}/"
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("URL", f"[bold]{running.url}[/bold]"),
-        ("Network", config.network_name + (" (funding is not checked, nothing is broadcast)" if config.debug else "")),
+    nothing = " (funding is not checked, nothing is broadcast)" if config.debug else ""
+    show_facts(
+        f"paychan up {place}",
+        ("URL", Value(running.url, "bold")),
+        ("Network", config.network_name + nothing),
         ("Server key", _server_key(config, running)),
-        ("State", str(config.state_dir)),
+        ("State", whole(config.state_dir)),
         ("Management", running.management_url),
-        ("Next", f"[green]{prefix}paychan channel new {running.url}{_options(config)}[/green]"),
-    ):
-        facts.add_row(f"[dim]{name}[/dim]", value)
-    out.print(Panel(facts, title=f"paychan up {directory}", subtitle="Ctrl-C stops signer and server", expand=False))
+        ("Status", command("status", place)),
+        ("Next", command("channel", "new", running.url, *_options(config))),
+        ("Stop", "Ctrl-C stops signer and server"),
+    )
 
 
-def _options(config: ServerConfig) -> str:
+def _options(config: ServerConfig) -> tuple[str, ...]:
     """Return the options that `channel new` needs: addresses of regtest look like those of test."""
     if config.debug:
-        return " --debug"
-    return " --network regtest" if config.bitcoin_network is Network.REGTEST else ""
+        return ("--debug",)
+    return ("--network", "regtest") if config.bitcoin_network is Network.REGTEST else ()
 
 
 def _server_key(config: ServerConfig, running: Running) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from paychan.shared.called import quoted
+
 STATE_HOME = Path("/var/lib/paychan")
 """Filesystem Hierarchy Standard 3.0, section 5.8: state of a program, which survives its end and a reboot."""
 
@@ -47,7 +49,7 @@ def state_place(configured: str, network: str) -> Place:
 
 def how_to_make(directory: Path) -> str:
     """Return the remedy for a state directory that this user can't make."""
-    return f"As root, `install -d -m 700 -o {_user()} {directory}` makes it for this user; or change state_dir"
+    return f"As root, `install -d -m 700 -o {quoted(_user(), directory)}` makes it for this user; or change state_dir"
 
 
 def is_usable(directory: Path) -> bool:

@@ -13,25 +13,25 @@ from typing import Annotated, NoReturn
 
 import typer
 from msgspec import Struct
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from paychan.protocol.settings import SettingsError
+from paychan.shared.layout import Value
+from paychan.shared.wording import clock
 from signer.audit import archive as auditarchive
 from signer.audit.access import AuditFailed, lines, newest_first
 from signer.audit.chain import AuditBroken, Entry, Head, read_line, verify
-from signer.cli.audit_table import decisions_table, outpoints
-from signer.cli.terminal import err, fail, moment, out
+from signer.cli.audit_table import outpoints, show_decisions
+from signer.cli.options import ConfigFile, find
+from signer.cli.terminal import err, fail, say, show_facts, whole
 from signer.config import load_signer_config
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="The log of every decision: verify, show or archive it."
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
 LogFiles = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="The signer's configuration, or log files, oldest first")
+    list[Path], typer.Argument(metavar="FILE...", help="signer.toml or its directory, or log files, oldest first")
 ]
 
 _LINES_PER_STEP = 5_000
@@ -108,9 +108,9 @@ def show(
     if as_json:
         sys.stdout.buffer.writelines(line for _, line in found)
     elif found:
-        out.print(decisions_table([entry for entry, _ in found]))
+        show_decisions([entry for entry, _ in found])
     else:
-        out.print("No such decision.")
+        say("No such decision.")
 
 
 @app.command(
@@ -133,9 +133,7 @@ def archive(
         path = load_signer_config(file).audit_path
         now_ms = time.time_ns() // 1_000_000
         kept = auditarchive.begin_anew(path, _head(after), now_ms) if after else auditarchive.archive(path, now_ms)
-    out.print(f"[green]started[/green] {escape(str(path))}", soft_wrap=True)
-    if kept is not None:
-        out.print(f"[green]kept[/green]    {escape(str(kept))}", soft_wrap=True)
+    show_facts(("started", whole(path)), ("kept", whole(kept or "")))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -145,10 +143,10 @@ def _logs(files: Sequence[Path]) -> list[Path]:
     """Return the log files that the arguments mean: a configuration stands for its log and the archives beside it."""
     found: list[Path] = []
     for file in files:
-        if file.suffix != ".toml":
+        if file.suffix != ".toml" and not file.is_dir():
             found.append(file)
             continue
-        path = load_signer_config(file).audit_path
+        path = load_signer_config(find(file)).audit_path
         of_config = auditarchive.files(path)
         if not of_config:
             fail(f"there is no {path}: this signer has probably never run")
@@ -213,7 +211,7 @@ def _sentences() -> Iterator[None]:
     except SettingsError as error:
         fail(str(error), status=2)
     except AuditBroken as error:
-        fail(f"{error.reason}; `paychan-signer audit verify` shows where the log is broken")
+        fail(f"{error.reason}; `paychan-signer audit verify FILE` shows where the log is broken")
     except AuditFailed as error:
         fail(str(error))
     except OSError as error:
@@ -230,26 +228,23 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _fail_broken(file: Path, error: AuditBroken, seen: _Seen) -> NoReturn:
-    good = f"; {seen.last.n:,} is the last good line, of {moment(seen.last.at_ms / 1000)}" if seen.last else ""
+    good = f"; {seen.last.n:,} is the last good line, of {clock(seen.last.at_ms / 1000)}" if seen.last else ""
     fail(f"{file}, line {error.line}: {error.reason}{good}")
 
 
 def _print_verified(seen: _Seen, files: Sequence[Path]) -> None:
     if seen.first is None or seen.last is None:
-        out.print("[green]good[/green] no decisions yet")
+        say("good: no decisions yet", "green")
         return
     first, last = seen.first, seen.last
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
-    table.add_row("[dim]files[/dim]", escape(", ".join(str(file) for file in files)))
-    table.add_row("[dim]decisions[/dim]", f"{last.n - first.n + 1:,}, number {first.n:,} to {last.n:,}")
-    table.add_row("[dim]first[/dim]", moment(first.at_ms / 1000))
-    table.add_row("[dim]last[/dim]", moment(last.at_ms / 1000))
-    table.add_row("[dim]head[/dim]", last.hash)
-    if first.n > 1:
-        before = f"numbers 1 to {first.n - 1:,} are in {first.about.get('archive', 'another file')}, not checked"
-        table.add_row("[dim]before[/dim]", f"[yellow]{escape(before)}[/yellow]")
-    if seen.noted is not None:
-        table.add_row("[dim]noted[/dim]", f"[green]number {seen.noted.n:,} has that hash[/green]")
-    out.print("[green]good[/green]", table)
+    before = f"numbers 1 to {first.n - 1:,} are in {first.about.get('archive', 'another file')}, not checked"
+    say("good", "green")
+    show_facts(
+        *(("" if number else "files", whole(file)) for number, file in enumerate(files)),
+        ("decisions", f"{last.n - first.n + 1:,}, number {first.n:,} to {last.n:,}"),
+        ("first", clock(first.at_ms / 1000)),
+        ("last", clock(last.at_ms / 1000)),
+        ("head", last.hash),
+        ("before", Value(before, "yellow") if first.n > 1 else ""),
+        ("noted", Value(f"number {seen.noted.n:,} has that hash", "green") if seen.noted is not None else ""),
+    )

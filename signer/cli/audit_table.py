@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
-
+from paychan.shared.layout import Column, Value
+from paychan.shared.wording import clock
 from signer.audit.chain import Entry
-from signer.cli.terminal import moment
+from signer.cli.terminal import show_table
 
 _COLOURS = {"signed": "green", "given": "green", "would-refuse": "yellow", "refused": "red", "failed": "red"}
 
@@ -22,44 +20,46 @@ def outpoints(entry: Entry) -> list[str]:
     return [text for text in found if isinstance(text, str)]
 
 
-def decisions_table(entries: Sequence[Entry]) -> Table:
+def show_decisions(entries: Sequence[Entry]) -> None:
     """Show decisions, one per row: user, request, sums, and decision."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("number", justify="right", no_wrap=True)
-    table.add_column("time", min_width=10)
-    table.add_column("uid", justify="right", no_wrap=True)
-    table.add_column("asked", min_width=12)
-    table.add_column("received\nsat", justify="right", no_wrap=True)
-    table.add_column("fee\nsat", justify="right", no_wrap=True)
-    table.add_column("decision", min_width=16, overflow="fold")
-    for entry in entries:
-        table.add_row(
+    columns = (
+        Column("number", is_number=True),
+        Column("time"),
+        Column("uid", is_number=True),
+        Column("asked"),
+        Column("received sat", is_number=True),
+        Column("fee sat", is_number=True),
+        Column("of"),
+        Column("decision"),
+    )
+    rows = [
+        (
             f"{entry.n}",
-            moment(entry.at_ms / 1000),
+            clock(entry.at_ms / 1000),
             f"{entry.peer_uid}",
-            escape(f"{entry.asked.removesuffix('Request')} {_channel(entry)}"),
+            entry.asked.removesuffix("Request"),
             _sat(_received(entry)),
             _sat(entry.about.get("child_fee_sat", entry.about.get("fee_sat"))),
+            _channel(entry),
             _decision(entry),
         )
-    return table
+        for entry in entries
+    ]
+    show_table(columns, rows)
 
 
-def _decision(entry: Entry) -> str:
-    colour = _COLOURS[entry.verdict]
+def _decision(entry: Entry) -> Value:
     why = ": ".join(text for text in (entry.tag, entry.reason) if text)
-    return f"[{colour}]{entry.verdict}[/{colour}] {escape(why)}".rstrip()
+    return Value(f"{entry.verdict} {why}".rstrip(), _COLOURS[entry.verdict])
 
 
 def _channel(entry: Entry) -> str:
-    """Return the first outpoint, short but searchable, and the number of others; or the number of counted requests."""
+    """Return the outpoints, or the number of counted requests."""
     found = outpoints(entry)
     if not found:
         units = {"count": "times", "payments": "payments"}
         return next((f"{entry.about[name]} {unit}" for name, unit in units.items() if name in entry.about), "")
-    txid, _, vout = found[0].partition(":")
-    more = f" +{len(found) - 1}" if len(found) > 1 else ""
-    return f"{txid[:8]}…:{vout}{more}"
+    return " ".join(found)
 
 
 def _received(entry: Entry) -> int | None:

@@ -10,13 +10,27 @@ from typing import Annotated
 import typer
 
 from paychan.protocol.settings import SettingsError
-from signer.cli.terminal import fail, out
+from paychan.shared.configfiles import SIGNER, NoSettings, find_settings
+from signer.cli.terminal import fail, keep_file
 from signer.secret.file import PrivateFileError
 from signer.secret.sources import NoSecret, input_is_terminal
 from signer.seed.file import SeedError
 
+
+def find(given: Path) -> Path:
+    """Return the signer's file that an argument means; if there is none, end the command with a sentence."""
+    keep_file(given)
+    try:
+        return find_settings(given, SIGNER)
+    except NoSettings as error:
+        fail(str(error), 2)
+
+
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="the signer's configuration, TOML", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="FILE", help="signer.toml or its directory, such as live", show_default=False, callback=find
+    ),
 ]
 
 PassphraseDescriptor = Annotated[
@@ -60,11 +74,6 @@ def or_exit(file: Path, command: Callable[[], None]) -> None:
         fail(f"{file}: key.seed_file: {error}", 2)
     except KeyboardInterrupt:
         fail("stopped: nothing was changed", 2)
-
-
-def say(text: str) -> None:
-    """Print a sentence; only the terminal breaks its lines, so that a path in it can be copied."""
-    out.print(text, soft_wrap=True)
 
 
 def examples(*lines: str) -> str:

@@ -13,7 +13,8 @@ from coincurve import PublicKey
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.types import Network, UnixTime
-from signer.cli.options import CommandFailed, ConfigFile, PassphraseDescriptor, PassphraseFile, examples, or_exit, say
+from signer.cli.options import CommandFailed, ConfigFile, PassphraseDescriptor, PassphraseFile, examples, or_exit
+from signer.cli.terminal import say
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.ring import CHANNEL_BRANCH, DEBUG_KEY, DESTINATION_BRANCH, KeySource, StaticKey
 from signer.seed.open import config_with_seed, existing_seeds, passphrase_sources, trees
@@ -32,7 +33,7 @@ watch settlement.destination_address instead, or get the address of one channel 
 
 _RBPCP_REVEALS = """\
 This key reveals the server key of every channel to any person who knows its client key and expiry, and so which settlements
-are yours. [bold red]Together with the private key of one channel it gives the root private key, and with that all coins.[/bold red]
+are yours. Together with the private key of one channel it gives the root private key, and with that all coins.
 Use it to derive the server keys of RBPCP v2 elsewhere (m/w1/w2/w3/w4). It does not lead to destinations or the reserve."""
 
 
@@ -98,7 +99,7 @@ def export_xpub(
             for path in paths:
                 origin = "".join(f"/{index & ~HARDENED}'" for index in path)
                 key = extended_key(seed.root, path, Network(config.network))
-                say(rf"\[{seed.fingerprint}{origin}]{key}")
+                say(f"[{seed.fingerprint}{origin}]{key}")
         say("\n" + (_RBPCP_REVEALS if root_alone else _HARDENED_REVEALS))
 
     or_exit(file, run)
@@ -126,7 +127,7 @@ def _show(config: SignerConfig, client_key: bytes, expiry: UnixTime, named: list
         key = source.channel_key(client_key, expiry, create=False)
         derived = source.destination_key(client_key, expiry)
         script = config.destination_script or (key_script(derived.public_key) if derived else b"")
-        say(f"[bold]{name}[/bold]")
+        say(name, "bold")
         say(f"  server key                          {key.public_key.hex() if key else 'none'}")
         for label, network in (("live", Network.LIVE), ("test and regtest", Network.TEST)):
             say(f"  {f'destination, {label}':34}  {encode_address(script, network) if script else 'none'}")

@@ -25,8 +25,8 @@ from signer.cli.options import (
     WordsFile,
     examples,
     or_exit,
-    say,
 )
+from signer.cli.terminal import say
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.ring import RESERVE_PATH
 from signer.secret.sources import read_secret
@@ -70,10 +70,11 @@ def rotate_seed(
             with backup.handed_out(seed, words_file):
                 change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (seed, *seeds))
         say(f"{config.seed_path} holds a new seed, {seed.fingerprint}, and the old seed, {old.fingerprint}.")
-        say("It is used for new channels [bold]from the signer's next start on[/bold]. Keep the words of both:")
+        say("It is used for new channels from the signer's next start on. Keep the words of both:")
         say(f"{old.fingerprint} is needed until the last channel opened before that start has ended:")
-        say("`paychan channels list` shows when each expires. Then remove it with this command:")
-        say(f"  paychan-signer forget {file} {old.fingerprint}")
+        say(
+            f"`paychan channels list FILE` shows when each expires; then `paychan-signer forget FILE {old.fingerprint}`."
+        )
         path = "/".join(f"{index & ~HARDENED}'" for index in RESERVE_PATH)
         say(
             f"The reserve has a new address from then on. Coins at its old address need the key m/{path} of the old seed."
@@ -111,7 +112,7 @@ def rotate_destination(
         say(f"{file}: settlement.destination_address is now {address or 'derived from the seed'}.")
         if config.settlement.destination_address:
             say(f"{config.settlement.destination_address} is in settlement.previous_addresses.")
-        say("[bold]Takes effect at the signer's next start.[/bold]")
+        say("Takes effect at the signer's next start.", "bold")
 
     or_exit(file, run)
 

@@ -22,8 +22,8 @@ from signer.cli.options import (
     WordsFile,
     examples,
     or_exit,
-    say,
 )
+from signer.cli.terminal import say
 from signer.secret.sources import Sources, choose_secret, read_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import (
@@ -82,7 +82,7 @@ def init(
             with backup.handed_out(seed, words_file):
                 create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Created {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
-        say(f"Next: try the backup with `paychan-signer verify {file}`, then start with `paychan-signer {file}`.")
+        say("Next: try the backup with `paychan-signer verify FILE`, then start with `paychan-signer FILE`.")
 
     or_exit(file, run)
 
@@ -115,7 +115,7 @@ def recover(
         with choose_secret(sources) as secret:
             create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Recovered {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
-        say(f"Next: `paychan-signer recover {file} --older` for older backups, then `paychan-signer {file}`.")
+        say("Next: `paychan-signer recover FILE --older` for older backups, then `paychan-signer FILE`.")
 
     or_exit(file, run)
 
@@ -136,7 +136,7 @@ def verify(
         for number, seed in enumerate(seeds):
             age = "newest" if number == 0 else f"{number} before"
             same = seed.master == typed.master
-            say(f"{seed.fingerprint}  {age:9}  {'[green]yes, this is its backup' if same else 'no'}")
+            say(f"{seed.fingerprint}  {age:9}  {'yes, this is its backup' if same else 'no'}", "green" if same else "")
         if typed.master not in {seed.master for seed in seeds}:
             say(f"This is the backup of {typed.fingerprint}, which {config.seed_path} does not hold.")
             raise typer.Exit(1)
@@ -156,7 +156,7 @@ def encrypt(
             seed = encrypt_plain_seed(config.seed_path, secret, CHOSEN, now())
         say(f"Encrypted {config.seed_path}; the fingerprint of its master key is {seed.fingerprint}.")
         say("The plain text may still be in free blocks of the disk and in old copies: destroy those, or rotate.")
-        say("A copy of the hex digits is still a backup: `paychan-signer recover --hex` reads them.")
+        say("A copy of the hex digits is still a backup: `paychan-signer recover FILE --hex` reads them.")
 
     or_exit(file, run)
 
@@ -181,7 +181,7 @@ def passphrase(
         say(f"{config.seed_path} has the new passphrase. Older copies of the file still open with the old one.")
         kept = config.key.passphrase_file or (str(old.beside) if old.beside and old.beside.exists() else "")
         if kept:
-            say(f"[yellow]Now write it to {kept}[/yellow]: the next start reads it from there.")
+            say(f"Now write it to {kept}: the next start reads it from there.", "yellow")
 
     or_exit(file, run)
 

@@ -12,8 +12,6 @@ from typing import Annotated, TypeVar
 import msgspec
 import typer
 from msgspec import Struct
-from rich.markup import escape
-from rich.table import Table
 
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.wire.signer_messages import (
@@ -29,11 +27,12 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.shared.layout import Cell, Value
 from paychan.shared.leveldb_files import sync_directory
-from signer.cli.terminal import fail, moment, out, span
+from paychan.shared.wording import clock, moment, sat, span
+from signer.cli.options import ConfigFile
+from signer.cli.terminal import completed, fail, out, say, show_facts
 from signer.config import Policy, SignerConfig, load_signer_config
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
 
 _ANSWER_SECONDS = 5.0
 
@@ -67,7 +66,7 @@ def status(
         said = (msgspec.structs.asdict(answers.health), msgspec.structs.asdict(answers.status))
         out.print_json(data={name: value for reply in said for name, value in reply.items() if name != "id"})
     else:
-        out.print(_table(answers, config, time.time()))
+        _show(answers, config, time.time())
     if answers.health.problem:
         raise typer.Exit(1)
 
@@ -84,12 +83,12 @@ def heartbeat(file: ConfigFile) -> None:
     except OSError as error:
         fail(f"{path} can't be written: {error.strerror}; run this as the signer's user")
     if not policy.heartbeat_hours:
-        out.print("Noted; policy.heartbeat_hours is 0, so nothing depends on it.")
+        say("Noted; policy.heartbeat_hours is 0, so nothing depends on it.")
         return
     until = time.time() + 3600 * policy.heartbeat_hours
-    out.print(
-        f"[green]Noted.[/green] Until {moment(until)} ({policy.heartbeat_hours} h) the signer settles what its other "
-        f"policies allow; after that, up to {policy.value_without_heartbeat_sat:,} sat."
+    say(
+        f"Noted. Until {clock(until)} ({policy.heartbeat_hours} h) the signer settles what its other policies allow; "
+        f"after that, up to {sat(policy.value_without_heartbeat_sat)}."
     )
 
 
@@ -119,9 +118,9 @@ def ask(path: Path) -> _Answers:
             health = _answer(connection, Health(1), HealthReply)
             return _Answers(health, _answer(connection, StatusRequest(2), StatusReply))
     except FileNotFoundError:
-        reason = f"no signer is running: there is no {path}. Start it: paychan-signer FILE"
+        reason = f"no signer is running: there is no {path}. Start it: `paychan-signer FILE`"
     except ConnectionRefusedError:
-        reason = f"no signer is running: {path} is left from a killed one. Start it: paychan-signer FILE"
+        reason = f"no signer is running: {path} is left from a killed one. Start it: `paychan-signer FILE`"
     except PermissionError:
         reason = f"uid {uid} may not open {path}: run this as the signer's user, or join socket.group"
     except TimeoutError:
@@ -166,67 +165,59 @@ def _config(file: Path) -> SignerConfig:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def _table(answers: _Answers, config: SignerConfig, now: float) -> Table:
+def _show(answers: _Answers, config: SignerConfig, now: float) -> None:
     health, said = answers.health, answers.status
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = (
+    keys = Value(f"{health.key_mode}: publicly known", "red") if health.debug else health.key_mode
+    show_facts(
         ("network", _network(health, config)),
-        ("problem", f"[red]{escape(health.problem)}[/red]" if health.problem else "none"),
-        ("keys", f"[red]{health.key_mode}: publicly known[/red]" if health.debug else escape(health.key_mode)),
-        ("running", f"since {moment(said.started_at)}, {span(now - said.started_at)}"),
+        ("problem", Value(health.problem, "red") if health.problem else "none"),
+        ("keys", keys),
+        ("running", f"since {clock(said.started_at)}, {span(now - said.started_at)}"),
         ("written", _written(said, now)),
         ("decisions", f"{said.decisions:,}"),
-        ("head", escape(said.head)),
+        ("head", said.head),
         ("last hour", _against(said.signed_last_hour_sat, config.policy.value_per_hour_sat)),
         ("last day", _against(said.signed_last_day_sat, config.policy.value_per_day_sat)),
         ("heartbeat", _heartbeat(said.heartbeat_at, config.policy, now)),
         ("trial", _trial(said.trial)),
-        ("protections", _protections(said.protections)),
+        *(
+            ("" if number else "protections", Value(text, "yellow" if text.startswith("no ") else ""))
+            for number, text in enumerate(said.protections)
+        ),
     )
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/dim]", value)
-    return table
 
 
-def _network(health: HealthReply, config: SignerConfig) -> str:
+def _network(health: HealthReply, config: SignerConfig) -> Cell:
     if (health.network, health.debug) == (config.network, config.debug):
         return config.network_name
-    return f"[red]{escape(health.network)}, but the file says {config.network}[/red]"
+    return Value(f"{health.network}, but the file says {config.network}", "red")
 
 
 def _written(said: StatusReply, now: float) -> str:
     free = f"{said.free_bytes:,} bytes are free"
     if not said.written_at:
         return f"not yet; {free}"
-    return f"{moment(said.written_at)}, {span(max(0.0, now - said.written_at))} ago; {free}"
+    return f"{moment(said.written_at, now)}; {free}"
 
 
-def _against(value_sat: int, limit_sat: int) -> str:
+def _against(value_sat: int, limit_sat: int) -> Cell:
     if not limit_sat:
-        return f"{value_sat:,} sat signed, no limit"
+        return f"{sat(value_sat)} signed, no limit"
     colour = "red" if value_sat >= limit_sat else "yellow" if value_sat * 10 >= limit_sat * 8 else "green"
-    return f"[{colour}]{value_sat:,} sat[/{colour}] signed of {limit_sat:,} sat ({value_sat * 100 // limit_sat} %)"
+    return Value(f"{sat(value_sat)} signed of {sat(limit_sat)} ({value_sat * 100 // limit_sat} %)", colour)
 
 
-def _heartbeat(heartbeat_at: int, policy: Policy, now: float) -> str:
+def _heartbeat(heartbeat_at: int, policy: Policy, now: float) -> Cell:
     if not policy.heartbeat_hours:
         return "not required"
-    limit = f"{policy.value_without_heartbeat_sat:,} sat"
-    if not heartbeat_at:
-        return f"[red]none yet[/red]: up to {limit} are settled until `paychan-signer heartbeat`"
+    limit = sat(policy.value_without_heartbeat_sat)
+    age = f"{span(max(0.0, now - heartbeat_at))} old" if heartbeat_at else "none yet"
     until = heartbeat_at + 3600 * policy.heartbeat_hours
-    age = span(max(0.0, now - heartbeat_at))
     if now > until:
-        return f"[red]{age} old[/red]: up to {limit} are settled until `paychan-signer heartbeat`"
-    return f"[green]{age} old[/green]: more than {limit} are settled until {moment(until)}"
+        return Value(completed(f"{age}: up to {limit} are settled until `paychan-signer heartbeat FILE`"), "red")
+    return Value(f"{age}: more than {limit} are settled until {clock(until)}", "green")
 
 
-def _trial(tags: Iterable[str]) -> str:
+def _trial(tags: Iterable[str]) -> Cell:
     named = ", ".join(tags)
-    return f"[red]only logged, not refused: {escape(named)}[/red]" if named else "none"
-
-
-def _protections(texts: Iterable[str]) -> str:
-    return "\n".join(f"[yellow]{escape(text)}[/yellow]" if text.startswith("no ") else escape(text) for text in texts)
+    return Value(f"only logged, not refused: {named}", "red") if named else "none"

@@ -1,38 +1,74 @@
-"""Output of the signer's commands: one console for results, one for errors."""
+"""Output of the signer's commands: one console for results, one for errors; values, tables and commands to copy."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
+
+from paychan.shared.called import as_called, called
+from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+_typed: dict[str, str] = {}
+"""The argument of this command line that stands for FILE in commands to paste."""
+
+
+def keep_file(given: Path) -> None:
+    """Remember the settings of this command line, as they were typed: a file or a directory."""
+    _typed["FILE"] = str(given)
+
+
+def completed(text: str) -> str:
+    """Complete the commands of a text that stand between backticks, so that they can be pasted."""
+    return as_called(text, _typed.get("FILE", ""))
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one sentence that names the problem and the next step."""
-    err.print(f"[red]paychan-signer:[/red] {escape(message)}", soft_wrap=True)
+    err.print(f"[red]paychan-signer:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
 
 
-def moment(unix: float) -> str:
-    """Local time, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+def say(text: str, style: str = "") -> None:
+    """Print a sentence; only the terminal breaks its lines. Commands between backticks are named as they were called."""
+    out.print(Text(completed(text), style), soft_wrap=True)
 
 
-def span(seconds: float) -> str:
-    """A duration, in its two largest units."""
-    left = int(seconds)
-    if left < _MINUTE:
-        return f"{left} s"
-    if left < _HOUR:
-        return f"{left // _MINUTE} min"
-    if left < 2 * _DAY:
-        return f"{left // _HOUR} h {left % _HOUR // _MINUTE} min"
-    return f"{left // _DAY} d {left % _DAY // _HOUR} h"
+def command(*words: object, program: str = "paychan-signer") -> Value:
+    """A command line for the user to paste."""
+    return Value(called(program, *words), "green", whole=True)
+
+
+def show_facts(*rows: tuple[str, Cell]) -> None:
+    """Show named values without the empty ones."""
+    shown = [(name, value) for name, value in rows if (value.text if isinstance(value, Value) else value)]
+    _print(facts(shown, terminal_width()))
+
+
+def whole(text: object) -> Value:
+    """A path or another text with spaces that must stay on one line."""
+    return Value(str(text), whole=True)
+
+
+def show_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
+    """Show a table; on a terminal that is too narrow, each row as named values."""
+    _print(table(columns, rows, terminal_width()))
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None if the output goes elsewhere."""
+    return max(LEAST_WIDTH, out.width) if out.file.isatty() else None
+
+
+def _print(lines: Iterable[Line]) -> None:
+    for line in lines:
+        out.print(Text.assemble(*line), soft_wrap=True)

@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.panel import Panel
-from rich.table import Table
-
 from paychan.protocol.types import UnixTime
 from paychan.shared import words as mnemonic
-from signer.cli.options import CommandFailed, on_terminal, say
-from signer.cli.terminal import out
+from signer.cli.options import CommandFailed, on_terminal
+from signer.cli.terminal import out, say, terminal_width
 from signer.secret.file import PrivateFileError, read_private, write_new
 from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
@@ -24,6 +21,9 @@ REPEATED = 3
 ROUNDS = 3
 
 _COLUMNS = 4
+_WORD_COLUMNS = 14
+"""Two digits, a space, eight letters of the longest word, and a gap."""
+
 _MAX_BACKUP_BYTES = 4096
 
 
@@ -83,16 +83,15 @@ def _hand_out(words: Sequence[str]) -> None:
 
 def _show(words: Sequence[str]) -> None:
     """Show the words in columns, on a page of the terminal that disappears afterwards."""
-    rows = len(words) // _COLUMNS
-    table = Table.grid(padding=(0, 3))
-    for row in range(rows):
-        numbers = range(row, len(words), rows)
-        table.add_row(*(f"[dim]{number + 1:2}[/dim] [bold]{words[number]}[/bold]" for number in numbers))
-    title = f"The backup: {len(words)} words, shown only once"
+    columns = min(_COLUMNS, max(1, (terminal_width() or _WORD_COLUMNS) // _WORD_COLUMNS))
+    rows = -(-len(words) // columns)
     with _own_page():
-        out.print(Panel(table, title=title, expand=False, padding=(1, 2)))
+        say(f"The backup: {len(words)} words, shown only once\n")
+        for row in range(rows):
+            numbered = (f"{number + 1:2} {words[number]}" for number in range(row, len(words), rows))
+            say("".join(f"{text:{_WORD_COLUMNS}}" for text in numbered).rstrip(), "bold")
         say(
-            "Write them down on paper, with their numbers. They give access to all keys. Without them and without the\n"
+            "\nWrite them down on paper, with their numbers. They give access to all keys. Without them and without the\n"
             f"seed file, the money in open channels is lost. You will be asked for {REPEATED} of them."
         )
         out.input("\nPress Enter when you have written them down. ")
@@ -108,7 +107,7 @@ def _repeat(words: Sequence[str]) -> bool:
                 break
         else:
             return True
-    say(f"[yellow]Word {number + 1} is a different word.[/yellow] The words are shown again.")
+    say(f"Word {number + 1} is a different word. The words are shown again.", "yellow")
     out.input("Press Enter to see them. ")
     return False
 
@@ -125,7 +124,7 @@ def _type_words() -> list[str]:
                 break
             for word in typed:
                 if mnemonic.find(word) is None:
-                    say(f"[yellow]{mnemonic.unknown(len(words) + 1, word)}[/yellow]")
+                    say(mnemonic.unknown(len(words) + 1, word), "yellow")
                     break
                 words.append(word)
     return words

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from actors.alarm import Kind, utc
+from actors.alarm import Kind
 from paychan.chain.base import ChainFailed, Tip
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Close, CloseReason, State
 from paychan.protocol.errors import ChainUnavailable
 from paychan.protocol.types import UnixTime
+from paychan.shared.wording import clock
 from tests.lib.channels import NOW, RULES
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
 
@@ -90,7 +91,7 @@ async def test_fault_06_a_week_ahead_for_one_scan_closes_nothing(tmp_path: Path)
         assert await server.state() is State.OPEN
         assert server.kinds == [Kind.CLOCK]
         text = server.watcher.alarms[0].text
-        assert ("2017-07-21 02:40 UTC" in text, "2017-07-14 02:40 UTC" in text) == (True, True)
+        assert ("2017-07-21T02:40:00Z" in text, "2017-07-14T02:40:00Z" in text) == (True, True)
         pay = server.payer.pays(10_001)
         assert isinstance(refused(await server.registry.ask(server.payer.outpoint, pay)), ChainUnavailable)
 
@@ -204,6 +205,6 @@ async def test_fault_06_closed_channels_are_still_watched_under_a_wrong_clock(tm
 
 
 @pytest.mark.parametrize("moment", [-(2**40), 0, NOW, 2**40, 2**70])
-def test_any_time_can_be_utc(moment: int) -> None:
+def test_any_time_can_be_shown(moment: int) -> None:
     """An alarm about an absurd clock time can be shown."""
-    assert utc(UnixTime(moment))
+    assert clock(UnixTime(moment))

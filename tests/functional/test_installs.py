@@ -241,7 +241,10 @@ def test_fault_81_up_takes_the_name_of_a_network(deployed: Path, tmp_path: Path)
     """`paychan up NETWORK` uses the wheel's configuration if there is no such directory."""
     output = run(deployed / "paychan", "up", "nowhere", cwd=tmp_path, status=2)
     shipped = run(
-        deployed / "python", "-c", "from paychan.shipped import shipped_directory as s; print(s('debug'))", cwd=tmp_path
+        deployed / "python",
+        "-c",
+        "from paychan.shared.configfiles import shipped_directory as s; print(s('debug'))",
+        cwd=tmp_path,
     ).strip()
 
     assert "nowhere/signer.toml: no such file" in output

@@ -323,12 +323,12 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: AfterDisaster, tmp_p
         ((*offline, *at, "--network", "debug", "--publish"), 2, "--publish needs --config FILE"),
         (("--offline", damaged, *config), 1, f"{damaged} is not a backup, or is damaged"),
         (("--offline", tmp_path / "none", *config), 1, "none: No such file or directory; check the path"),
-        ((*offline, "--config", tmp_path / "none"), 1, "none: can't be read"),
+        ((*offline, "--config", tmp_path / "none"), 2, "none: no such file. This command reads"),
         ((*offline, *config, "--out", there), 1, f"{there} exists and is not overwritten: give another file"),
         (
             (*offline, *config, "--signer", there),
             1,
-            f"no signer at {there}: Connection refused. Start it: paychan-signer",
+            f"no signer at {there}: Connection refused. Start it: `",
         ),
     ):
         output = rest.says(*options, status=status)
@@ -353,7 +353,7 @@ def test_a_stopped_signer_is_named(tmp_path: Path) -> None:
         assert system.signer is not None
         system.signer.stop()
         output = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish", status=1)
-        assert re.search(r"no signer at .*signer.sock: .*\. Start it: paychan-signer SIGNER.toml", output)
+        assert re.search(r"no signer at .*signer.sock: .*\. Start it: `\S*paychan-signer \S+server.toml`", output)
 
 
 # --- an Electrum server ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from paychan.api.stream.session import CLOSE_CODES
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.settings import settings_table
-from paychan.shipped import NETWORKS
+from paychan.shared.configfiles import NETWORKS
 from signer.config import SignerConfig
 from signer.judge.policies import OTHER_POLICIES, POLICIES
 

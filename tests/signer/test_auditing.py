@@ -12,12 +12,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from paychan.shared.wording import clock
 from signer.audit import archive as auditarchive
 from signer.audit.access import AuditFailed, lines
 from signer.audit.chain import ARCHIVE, Head, verify
 from signer.audit.file import AuditFile
 from signer.cli.audit import app as audit_app
-from signer.cli.terminal import moment
 from tests.signer.test_audit import decision
 
 app = typer.Typer()
@@ -83,8 +83,8 @@ def test_good_log_is_shown_in_numbers(config: Path) -> None:
     assert result.stdout.startswith("good")
     for text in (
         "6, number 1 to 6",
-        moment(1_700_000_000),
-        moment(1_700_000_000.005),
+        clock(1_700_000_000),
+        clock(1_700_000_000.005),
         head_of(config.parent / "signer.audit").hash,
     ):
         assert text in result.stdout
@@ -154,7 +154,8 @@ def test_decisions_are_shown_to_people(config: Path) -> None:
     (refused,) = (row for row in rows if row.split()[:1] == ["3"])
     (child,) = (row for row in rows if row.split()[:1] == ["5"])
 
-    for text in (moment(1_700_000_000), " 1000 ", "Settlement abababab…:7 +1", "650,000", "2,000", "signed"):
+    outpoints = f"{'ab' * 32}:7", f"{'cd' * 32}:0"
+    for text in (clock(1_700_000_000), " 1000 ", "Settlement", " ".join(outpoints), "650,000", "2,000", "signed"):
         assert text in settled
     assert "refused policy-fee: fee of 9 sat, want [red]8[/red]" in refused
     assert "777" in child

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, Refusal, SettlementReply
+from paychan.shared.called import as_called
 from paychan.shared.words import to_words
 from signer.cli import rotate as rotation
 from signer.cli import seed as commands
@@ -243,7 +244,7 @@ def test_encrypt_keeps_the_keys_of_a_plain_seed(place: Place) -> None:
     started = subprocess.run(
         [COMMAND, place.file, "--passphrase-file", place.passphrase], capture_output=True, text=True, check=False
     )
-    assert "`paychan-signer encrypt FILE`" in " ".join(started.stderr.split())
+    assert as_called("`paychan-signer encrypt FILE`", str(place.file)) in " ".join(started.stderr.split())
 
     assert run(place, "encrypt").status == 0
 

@@ -28,8 +28,9 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.shared.called import as_called
+from paychan.shared.wording import clock
 from signer.cli.status import heartbeat, status
-from signer.cli.terminal import moment
 
 app = typer.Typer()
 app.command()(status)
@@ -122,14 +123,16 @@ def test_signed_sums_are_shown_with_the_limits(tmp_path: Path) -> None:
 
 def test_heartbeat_is_shown_with_its_effect(tmp_path: Path) -> None:
     """For a missing, stale or fresh heartbeat, the status shows the limit and its time."""
-    limit = "up to 50,000 sat are settled until `paychan-signer heartbeat`"
+    limit = as_called(
+        "up to 50,000 sat are settled until `paychan-signer heartbeat FILE`", str(tmp_path / "signer.toml")
+    )
     now = int(time.time())
     stale, fresh = UnixTime(now - 30 * 3_600 - 5), UnixTime(now - 23 * 3_600 - 5)
 
     assert shown(tmp_path, LIMITED, heartbeat_at=UnixTime(0))["heartbeat"] == f"none yet: {limit}"
-    assert shown(tmp_path, LIMITED, heartbeat_at=stale)["heartbeat"] == f"30 h 0 min old: {limit}"
+    assert shown(tmp_path, LIMITED, heartbeat_at=stale)["heartbeat"] == f"1 d 6 h old: {limit}"
     assert shown(tmp_path, LIMITED, heartbeat_at=fresh)["heartbeat"] == (
-        f"23 h 0 min old: more than 50,000 sat are settled until {moment(fresh + 24 * 3_600)}"
+        f"23 h old: more than 50,000 sat are settled until {clock(fresh + 24 * 3_600)}"
     )
 
 
@@ -178,7 +181,7 @@ def test_fault_63_a_problem_is_shown_with_status_1(tmp_path: Path, as_json: bool
 
     assert result.exit_code == 1
     assert "a write hangs" in result.stdout
-    assert as_json or "ago; 1,234,567 bytes are free" in result.stdout
+    assert as_json or "ago); 1,234,567 bytes are free" in result.stdout
 
 
 def test_no_running_signer(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def store_alarms(service: Service) -> list[Alarm]:
         first = next(iter(damage.records), None)
         text = (
             f"{damage.text}. All other channels are settled. Restart the server: it then rebuilds the store from all "
-            "records that can be read; `paychan backup salvage SERVER.toml` does so by hand while the server is stopped"
+            "records that can be read; `paychan backup salvage FILE` does so by hand while the server is stopped"
         )
         found.append(Alarm(Kind.STORE, text, "" if first is None else str(first)))
     found += [

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.options import ConfigFile, find
+from paychan.cli.terminal import command, err, fail, say, show_facts, show_table, whole
+from paychan.shared.configfiles import SERVER
+from paychan.shared.layout import Cell, Column, Value
+from paychan.shared.wording import moment, sat
 
 if TYPE_CHECKING:
     import httpx
 
     from paychan.config import ServerConfig
-    from paychan.protocol.types import UnixTime
     from paychan.store.backup.archive import Manifest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
-ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
 BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
 
 
@@ -40,8 +40,7 @@ def create(
     with _sentences():
         config = load_server_config(config_file)
         found = _from_server(config, to) or _from_store(config, to)
-        out.print(f"[green]created[/green] {escape(str(found[0]))}", soft_wrap=True)
-        out.print(_summary(found[1]))
+        _show("created", found[0], found[1])
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify /var/lib/paychan/live/backups/*.backup")
@@ -58,8 +57,7 @@ def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .
         except typer.Exit:
             damaged += 1
         else:
-            out.print(f"[green]good[/green] {escape(str(file))}", soft_wrap=True)
-            out.print(_summary(manifest))
+            _show("good", file, manifest)
     if damaged:
         raise typer.Exit(1)
 
@@ -81,9 +79,8 @@ def restore(file: BackupFile, config_file: ConfigFile) -> None:
         config = load_server_config(config_file)
         with _progress("restoring", read_manifest(file).records) as progress:
             manifest = backup.restore(file, config.store_path, config.network_name, progress)
-        out.print(f"[green]restored[/green] {escape(str(config.store_path))}", soft_wrap=True)
-        out.print(_summary(manifest))
-        out.print(f"Payments accepted after {_date(manifest.created_at)} are not in it.")
+        _show("restored", config.store_path, manifest)
+        say(f"Payments accepted after {moment(manifest.created_at)} are not in it.")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
@@ -107,8 +104,7 @@ def salvage(
         now = UnixTime(int(time.time()))
         with _progress("salvaging", None) as progress:
             found = write_readable(config.store_path, to or config.backup_dir, config.network_name, now, progress)
-    out.print(f"[green]created[/green] {escape(str(found.path))}", soft_wrap=True)
-    out.print(_summary(found.manifest))
+    _show("created", found.path, found.manifest)
     for kind, lines in (
         ("damaged record", found.damaged),
         ("record lost", found.missing),
@@ -116,11 +112,11 @@ def salvage(
     ):
         for line in lines:
             older = ": the backup holds an older one" if line in found.older else ""
-            out.print(f"[red]{kind}[/red] {escape(line)}{older}", soft_wrap=True)
-    out.print(
-        f"Next: move {escape(str(config.store_path))} away, then [green]paychan backup restore "
-        f"{escape(str(found.path))} {escape(str(config_file))}[/green]",
-        soft_wrap=True,
+            say(f"{kind} {line}{older}", "red")
+    show_facts(
+        "",
+        ("Next", whole(f"move {config.store_path} away; then this command:")),
+        ("", command("backup", "restore", found.path, config_file)),
     )
     if found.damaged or found.missing or found.notes:
         raise typer.Exit(1)
@@ -131,7 +127,7 @@ def salvage(
     epilog="[bold]Examples[/bold]\n\n  paychan backup list config/live/server.toml\n\n  paychan backup list /mnt/usb",
 )
 def list_backups(
-    place: Annotated[Path, typer.Argument(help="The server's configuration, or a directory of backups")],
+    place: Annotated[Path, typer.Argument(help="server.toml or its directory, or a directory of backups")],
 ) -> None:
     """List backups, oldest first, with their own statements; `verify` checks whether these are true."""
     from paychan.config import load_server_config
@@ -139,16 +135,22 @@ def list_backups(
     from paychan.store.backup.archive import BackupError
 
     with _sentences():
-        directory = place if place.is_dir() else load_server_config(place).backup_dir
-        table = Table("backup", "channels", "unsettled sat")
+        has_settings = not any(place.glob(f"*{backup.SUFFIX}")) and (
+            not place.is_dir() or (place / SERVER.name).exists()
+        )
+        directory = load_server_config(find(place)).backup_dir if has_settings else place
+        rows: list[tuple[Cell, ...]] = []
         for path, manifest in backup.listing(directory):
             if isinstance(manifest, BackupError):
-                table.add_row(escape(path.name), "[red]damaged[/red]", "")
+                rows.append((whole(path.name), "", "", Value("damaged", "red")))
             else:
-                table.add_row(escape(path.name), f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
-        if not table.row_count:
-            fail(f"no backups in {directory}; create one with: paychan backup create CONFIG.toml")
-        out.print(table)
+                numbers = f"{manifest.records:,}", f"{manifest.unsettled_sat:,}"
+                rows.append((whole(path.name), *numbers, moment(manifest.created_at)))
+        if not rows:
+            file = "FILE" if has_settings else "SERVER.toml"
+            fail(f"no backups in {directory}; `paychan backup create {file}` creates one")
+        columns = Column("channels", is_number=True), Column("unsettled sat", is_number=True)
+        show_table((Column("backup"), *columns, Column("created")), rows)
 
 
 # --- sources of a backup --------------------------------------------------------------------------------------------
@@ -244,16 +246,12 @@ def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _summary(manifest: Manifest) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("  network", manifest.network)
-    table.add_row("  created", f"{_date(manifest.created_at)}, by paychan {manifest.paychan}")
-    table.add_row("  channels", ", ".join(f"{count:,} {state}" for state, count in manifest.states.items()))
-    table.add_row("  unsettled", f"{manifest.unsettled_sat:,} sat")
-    return table
-
-
-def _date(time: UnixTime) -> str:
-    from datetime import UTC, datetime
-
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def _show(done: str, path: Path, manifest: Manifest) -> None:
+    """Show the outcome of a command, and what a backup says of itself."""
+    show_facts(
+        f"{done} {path}",
+        ("network", manifest.network),
+        ("made", f"{moment(manifest.created_at)}, by paychan {manifest.paychan}"),
+        ("channels", ", ".join(f"{count:,} {state}" for state, count in manifest.states.items())),
+        ("unsettled", sat(manifest.unsettled_sat)),
+    )

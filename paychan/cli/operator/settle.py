@@ -7,7 +7,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ import typer
 from msgspec import Struct
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from actors.settling.backup_units import Outcome, Result, sort_out, up_to_date
 from actors.settling.offline import Settler
 from paychan.chain.base import Chain, ChainFailed
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.terminal import err, fail, out, say, show_table
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
 from paychan.protocol.channel import Channel, View
@@ -32,6 +30,8 @@ from paychan.protocol.moment import paying_time
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network, UnixTime
 from paychan.running import read_running
+from paychan.shared.layout import Column, Value
+from paychan.shared.wording import clock, moment, sat
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.signer_client.unix import UnixSigner
 from paychan.store.backup import create as backup
@@ -139,8 +139,8 @@ def _refuse_beside(config: ServerConfig) -> None:
         answer = httpx.get(f"{running.management_url}/health", timeout=_CONNECT_SECONDS, trust_env=False)
         if answer.json()["network"] == config.network_name:
             fail(
-                f"the server is running (process {running.pid}) and settles by itself: paychan status shows the progress, "
-                "paychan channels close settles one channel. Or stop the server first"
+                f"the server is running (process {running.pid}) and settles by itself: `paychan status FILE` shows the "
+                "progress, `paychan channels close FILE TXID:VOUT` settles one channel. Or stop the server first"
             )
 
 
@@ -228,7 +228,7 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except SignerAbsent as error:
-        fail(f"no signer at {error}. Start it: paychan-signer SIGNER.toml")
+        fail(f"no signer at {error}. Start it: `paychan-signer FILE`")
     except SignerRefused as error:
         fail(f"the signer refuses: {error}")
     except ChainFailed as error:
@@ -261,44 +261,50 @@ def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 def _print(report: Report) -> None:
     shown = [result for result in report.results if result.outcome not in _SUMMED_UP]
     if shown:
-        out.print(_table(shown))
+        _show_results(shown)
     for outcome, text in _SUMMED_UP.items():
         found = [result for result in report.results if result.outcome is outcome]
         if found:
-            out.print(f"{_sum(found)}: {text}")
+            say(f"{_sum(found)}: {text}")
     fees = {result.settlement.txid: result.settlement.fee_sat for result in shown if result.settlement}
-    out.print(f"{_sum(shown)} above, for fees of {sum(fees.values()):,} sat; fee rate: {report.rate}")
-    out.print(f"Payments received after {_date(report.manifest.created_at)} are not in the backup.")
+    say(f"{_sum(shown)} above, for fees of {sat(sum(fees.values()))}; fee rate: {report.rate}")
+    say(f"Payments received after {moment(report.manifest.created_at)} are not in the backup.")
     for outcome, text in _NEXT.items():
         if any(result.outcome is outcome for result in shown):
-            out.print(text, soft_wrap=True)
+            say(text)
 
 
-def _table(results: Sequence[Result]) -> Table:
-    table = Table()
-    for name in ("channel (txid:vout)", "expires", "received sat", "fee sat", "outcome", "by txid"):
-        table.add_column(name, overflow="fold", justify="right" if name.endswith("sat") else "left")
-    shown = set[bytes]()
+def _show_results(results: Sequence[Result]) -> None:
+    columns = (
+        Column("channel (txid:vout)"),
+        Column("expires"),
+        Column("received sat", is_number=True),
+        Column("fee sat", is_number=True),
+        Column("outcome"),
+        Column("by txid"),
+    )
+    rows, shown = [], set[bytes]()
     for result in results:
         fee = ""
         if result.settlement is not None:
             fee = f"{result.settlement.fee_sat:,}" if result.txid not in shown else "together"
         shown.add(result.txid)
-        table.add_row(
-            str(result.channel.outpoint),
-            _date(result.channel.terms.expiry.unix_time),
-            f"{result.channel.received_sat:,}",
-            fee,
-            _describe(result),
-            result.txid[::-1].hex(),
+        rows.append(
+            (
+                str(result.channel.outpoint),
+                clock(result.channel.terms.expiry.unix_time),
+                f"{result.channel.received_sat:,}",
+                fee,
+                _described(result),
+                result.txid[::-1].hex(),
+            )
         )
-    return table
+    show_table(columns, rows)
 
 
-def _describe(result: Result) -> str:
+def _described(result: Result) -> Value:
     colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(result.outcome, "green")
-    reason = f": {escape(result.reason)}" if result.reason else ""
-    return f"[{colour}]{result.outcome.value}[/{colour}]{reason}"
+    return Value(f"{result.outcome.value}: {result.reason}" if result.reason else result.outcome.value, colour)
 
 
 def _print_json(report: Report) -> None:
@@ -321,7 +327,3 @@ def _print_json(report: Report) -> None:
 def _sum(results: Sequence[Result]) -> str:
     received = sum(result.channel.received_sat for result in results)
     return f"{len(results):,} channel{'' if len(results) == 1 else 's'} of {received:,} sat"
-
-
-def _date(time: UnixTime) -> str:
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from paychan.cli.options import ConfigOption
+
 EXAMPLES = """[bold]Examples[/bold]
 
   paychan settle --offline NEWEST.backup --config config/live/server.toml
@@ -21,9 +23,7 @@ def settle(
     offline: Annotated[
         Path, typer.Option("--offline", help="The backup, preferably the newest: a file that ends in .backup")
     ],
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="The server's configuration: network, signer, chain, fee rules")
-    ] = None,
+    config_file: ConfigOption = None,
     signer: Annotated[Path | None, typer.Option(help="The signer's socket, instead of the configured one")] = None,
     network: Annotated[str, typer.Option(help="Without --config: live, test, regtest or debug")] = "",
     fee_rate: Annotated[

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from paychan.cli.terminal import fail, out
+from paychan.cli.options import ConfigFile
+from paychan.cli.terminal import fail, out, say, show_facts, show_table
+from paychan.shared.layout import Cell, Column, Value
+from paychan.shared.wording import moment, relative, sat
 
 if TYPE_CHECKING:
     from paychan.config import ServerConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+_TIMES = {"expires", "opened_at", "time", "median_time"}
+_AMOUNTS = {"value_left", "funding_value", "value_received", "settlement_fee"}
+"""Fields of a channel or a block that are Unix times, and those in satoshi."""
 
 _SECONDS = 30.0
 _LONG_SECONDS = 600.0
@@ -31,7 +36,6 @@ WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
   paychan withdraw config/live/server.toml --above 1000000
 """
 
-ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON")]
 
 
@@ -42,13 +46,14 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
     if as_json:
         out.print_json(data={"health": health, "totals": totals})
         return
-    out.print(_health_table(health), _totals_table(totals))
-    if totals["next_expiry"] is not None:
-        out.print(f"next expiry  {_moment(totals['next_expiry'])}")
-    out.print(_economy_table(totals, health["network"]))
+    _show_health(health)
+    say("")
+    _show_totals(totals)
+    say("")
+    _show_economy(totals, health["network"])
     for alarm in health["alarms"]:
         concerned = f" {alarm['channel']}" if alarm["channel"] else ""
-        out.print(f"[red]alarm[/red]        {alarm['kind']}{concerned}: {escape(alarm['text'])}", soft_wrap=True)
+        say(f"alarm  {alarm['kind']}{concerned}: {alarm['text']}", "red")
 
 
 @app.command(
@@ -65,19 +70,23 @@ def list_channels(
     if as_json:
         out.print_json(data=channels)
         return
-    table = Table(title=f"{state} channels")
-    table.add_column("channel (txid:vout)", overflow="fold")
-    for name in ("expires", "received sat", "left sat", "payments"):
-        table.add_column(name, justify="right")
-    for channel in channels:
-        table.add_row(
+    if not channels:
+        say(f"No {state} channels.")
+        return
+    numbers = [Column(name, is_number=True) for name in ("expires", "received sat", "left sat", "payments")]
+    rows = [
+        (
             channel["funding_source"],
-            _distance(channel["expires"]),
+            relative(channel["expires"] - time.time()),
             f"{channel['value_received']:,}",
             f"{channel['value_left']:,}",
             f"{channel['payments']:,}",
         )
-    out.print(table)
+        for channel in channels
+    ]
+    show_table([Column("channel (txid:vout)"), *numbers], rows)
+    if len(channels) == limit:
+        say(f"The first {limit:,} channels; --limit shows more.")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels deposits config/live/server.toml")
@@ -90,15 +99,21 @@ def deposits(file: ConfigFile, as_json: AsJson = False) -> None:
     if as_json:
         out.print_json(data=found)
         return
-    table = Table(title="deposits")
-    table.add_column("output (txid:vout)", overflow="fold")
-    for name in ("sat", "confirmations", "refundable"):
-        table.add_column(name, justify="right")
-    table.add_column("channel", overflow="fold")
-    for each in found:
-        value, depth = f"{each['value_sat']:,}", f"{each['confirmations']:,}"
-        table.add_row(each["outpoint"], value, depth, _distance(each["refundable_at"]), each["channel"])
-    out.print(table)
+    if not found:
+        say("No deposits.")
+        return
+    numbers = [Column(name, is_number=True) for name in ("sat", "confirmations", "refundable")]
+    rows = [
+        (
+            each["outpoint"],
+            f"{each['value_sat']:,}",
+            f"{each['confirmations']:,}",
+            relative(each["refundable_at"] - time.time()),
+            each["channel"],
+        )
+        for each in found
+    ]
+    show_table([Column("output (txid:vout)"), *numbers, Column("channel")], rows)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels show config/live/server.toml TXID:VOUT")
@@ -147,20 +162,22 @@ def withdraw(
 
 
 def _print_withdrawals(answer: Mapping[str, Any]) -> None:
-    table = Table("channel (txid:vout)", "withdrawn sat", "outcome")
-    table.columns[0].overflow = "fold"
-    table.columns[1].justify = "right"
+    rows: list[tuple[Cell, ...]] = []
     for channel in answer["channels"]:
         went = (
             f"continues at {channel['moved_to']}" if channel["moved_to"] else f"moves by {channel['settlement_txid']}"
         )
-        table.add_row(channel["funding_source"], f"{channel['value_received']:,}", went)
-    for refusal in answer["refused"]:
-        table.add_row(refusal["channel"], "", f"[red]{escape(refusal['error'])}[/red]")
-    out.print(table if table.rows else "No channel to withdraw from.")
+        rows.append((channel["funding_source"], f"{channel['value_received']:,}", went))
+    rows += [(refusal["channel"], "", Value(refusal["error"], "red")) for refusal in answer["refused"]]
+    if rows:
+        columns = Column("channel (txid:vout)"), Column("withdrawn sat", is_number=True), Column("outcome")
+        show_table(columns, rows)
+    else:
+        say("No channel to withdraw from.")
     if answer["not_withdrawable"]:
-        out.print(
-            f"{answer['not_withdrawable']:,} more can't continue: their change goes elsewhere, or only the opening payment was made."
+        say(
+            f"{answer['not_withdrawable']:,} more can't continue: their change goes elsewhere, or only the opening "
+            "payment was made."
         )
 
 
@@ -183,7 +200,7 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
 
     running = read_running(config.state_dir)
     if running is None:
-        fail(f"no server uses the state directory {config.state_dir}. Start it: paychan serve FILE")
+        fail(f"no server uses the state directory {config.state_dir}. Start it: `paychan serve FILE`")
     try:
         token = config.management_token.read_text()
         headers = {"Authorization": f"Bearer {token}"}
@@ -196,55 +213,64 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
     return body
 
 
-def _health_table(health: Mapping[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _show_health(health: Mapping[str, Any]) -> None:
     frozen = "; ".join(health["frozen"])
-    table.add_row("[dim]network[/dim]", health["network"])
-    table.add_row("[dim]payments[/dim]", f"[red]frozen: {frozen}[/red]" if frozen else "[green]accepted[/green]")
-    table.add_row("[dim]signer[/dim]", health["signer"])
-    for name, value in health.get("chain", {}).items():
-        table.add_row(f"[dim]{name}[/dim]", str(value))
-    return table
+    show_facts(
+        "",
+        ("network", health["network"]),
+        ("payments", Value(f"frozen: {frozen}", "red") if frozen else Value("accepted", "green")),
+        ("signer", health["signer"]),
+        *((name.replace("_", " "), _channel_fact(name, value)) for name, value in health.get("chain", {}).items()),
+    )
 
 
-def _totals_table(totals: Mapping[str, Any]) -> Table:
-    table = Table("state", "channels", "received sat")
-    for state, count in totals["channels"].items():
-        table.add_row(state, f"{count:,}", f"{totals['received_sat'][state]:,}")
-    return table
+def _show_totals(totals: Mapping[str, Any]) -> None:
+    columns = Column("state"), Column("channels", is_number=True), Column("received sat", is_number=True)
+    rows = [(state, f"{count:,}", f"{totals['received_sat'][state]:,}") for state, count in totals["channels"].items()]
+    show_table(columns, rows)
 
 
-def _economy_table(totals: Mapping[str, Any], network: str) -> Table:
+def _show_economy(totals: Mapping[str, Any], network: str) -> None:
     """The amount at risk, the cost of settling it, and the reserve that could help to pay."""
-    table = Table.grid(padding=(0, 2))
     cost, estimate, reserve = totals["settling_sat"], totals["fee_estimate_sat_per_vb"], totals["reserve"]
-    table.add_row("[dim]unsettled[/dim]", f"{totals['unsettled_sat']:,} sat; settling all of it now costs {cost:,} sat")
-    if totals["too_small_channels"]:
-        small = f"{totals['too_small_channels']:,} open channels of {totals['too_small_sat']:,} sat"
-        table.add_row("[dim]too small[/dim]", f"{small}: they stay open until they have received more, or expire")
+    small = f"{totals['too_small_channels']:,} open channels of {sat(totals['too_small_sat'])}"
     rate = "no estimate" if estimate is None else f"{estimate:,} sat/vB"
-    table.add_row("[dim]fee rate[/dim]", f"{rate}, nothing is relayed below {totals['fee_floor_sat_per_vb']:,} sat/vB")
-    coins = f"{reserve['sat']:,} sat, confirmed coins: {reserve['confirmed_coins']:,}" if not reserve["problem"] else ""
-    held = coins or f"[red]not known: {escape(reserve['problem'])}[/red]"
-    if network == "debug":
-        held += "; send no coins there, the debug key is public"
-    elif reserve["address"]:
-        held += f"; to fill it, pay to {reserve['address']}"
-    table.add_row("[dim]reserve[/dim]", held)
-    return table
+    held = (
+        Value(f"not known: {reserve['problem']}", "red")
+        if reserve["problem"]
+        else f"{sat(reserve['sat'])}, confirmed coins: {reserve['confirmed_coins']:,}"
+    )
+    show_facts(
+        "",
+        ("next expiry", moment(totals["next_expiry"]) if totals["next_expiry"] is not None else ""),
+        ("unsettled", f"{sat(totals['unsettled_sat'])}; settling all of it now costs {sat(cost)}"),
+        (
+            "too small",
+            f"{small}: they stay open until they have received more, or expire" if totals["too_small_channels"] else "",
+        ),
+        ("fee rate", f"{rate}, nothing is relayed below {totals['fee_floor_sat_per_vb']:,} sat/vB"),
+        ("reserve", held),
+        ("", "send no coins there, the debug key is public" if network == "debug" else ""),
+        ("to fill it", f"pay to {reserve['address']}" if network != "debug" and reserve["address"] else ""),
+    )
 
 
 def _print_channel(channel: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         out.print_json(data=dict(channel))
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in channel.items():
-        shown = _moment(value) if name in ("expires", "opened_at") else "" if value is None else str(value)
-        table.add_row(f"[dim]{name.replace('_', ' ')}[/dim]", shown)
-    out.print(table)
+    show_facts("", *((name.replace("_", " "), _channel_fact(name, value)) for name, value in channel.items()))
+
+
+def _channel_fact(name: str, value: Any) -> str:
+    """A field of the management interface in words: times, amounts and counts in the style of all commands."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in _TIMES:
+        return moment(value)
+    return sat(value) if name in _AMOUNTS else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _path(outpoint: str) -> str:
@@ -252,15 +278,3 @@ def _path(outpoint: str) -> str:
     if not colon:
         fail(f"{outpoint}: expected txid:vout")
     return f"{txid}/{vout}"
-
-
-def _moment(unix: int) -> str:
-    """Local time, and its distance from now."""
-    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(unix))} ({_distance(unix)})"
-
-
-def _distance(unix: int) -> str:
-    away = unix - int(time.time())
-    hours, minutes = divmod(abs(away) // 60, 60)
-    distance = f"{hours // 24} d {hours % 24} h" if hours > 48 else f"{hours} h {minutes} min"
-    return f"in {distance}" if away > 0 else f"{distance} ago"

@@ -15,7 +15,6 @@ from msgspec import Struct, structs
 
 from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
 from paychan.cli.payer.outputs import OwnChainView, look, shown_txid, value_at
-from paychan.cli.payer.terminal import sat
 from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
 from paychan.client.flows.deposits import agrees, with_chain
 from paychan.client.flows.refund import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund, refund_script
@@ -23,6 +22,7 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.kinds.refund import Refund, input_size
 from paychan.protocol.types import Network, OutPoint, Sat
+from paychan.shared.wording import sat
 
 _REST_BYTES = 4 + 1 + 1 + 8 + 1 + 4
 """Bytes of a refund besides its inputs and its output's script: version, counts, value, length, lock time."""

@@ -21,7 +21,8 @@ from paychan.cli.payer.options import (
     examples,
     read_transaction,
 )
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.terminal import completed, err, fail, out, warn
+from paychan.shared.wording import sat
 
 if TYPE_CHECKING:
     from paychan.client import Channel
@@ -77,9 +78,10 @@ def new(
 ) -> None:
     """Agree on a channel with a server: creates a key, checks the terms, shows the address to fund; then opens it.
 
-    Any wallet can fund. Send exactly the shown amount in one output; the server reports how much arrived.
+    Any wallet can fund: send exactly the shown amount in one output.
     """
-    from paychan.cli.payer.terminal import exit_on_error, facts, show, show_invitation
+    from paychan.cli.payer.invitation import show_invitation
+    from paychan.cli.payer.terminal import exit_on_error, facts, show
     from paychan.client import Dialect, Limits, Network, Patience, Payer
 
     with (
@@ -101,10 +103,8 @@ def new(
             channel.fund_debug()
         if as_json:
             out.print_json(data=facts(channel.record) | {"uri": channel.bip21()})
-        elif debug:
-            show(channel.record, as_json)
         else:
-            show_invitation(channel.record, channel.bip21(), payer.wallet.directory)
+            show(channel.record, False) if debug else show_invitation(channel, payer.wallet.directory)
     if wait and not as_json and not debug:
         open_(channel.name, amount=pay, wallet=wallet)
 
@@ -170,7 +170,7 @@ def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
 
     If the server does not report it, an outpoint recorded earlier or the payer's own chain suffices.
     """
-    from paychan.cli.payer.terminal import wait_funded
+    from paychan.cli.payer.invitation import wait_funded
     from paychan.client import FundingNotTold
 
     try:
@@ -302,7 +302,7 @@ def close(
     """
     import msgspec
 
-    from paychan.cli.payer.terminal import exit_on_error, sat, show_panel, unchecked
+    from paychan.cli.payer.terminal import exit_on_error, show_panel, unchecked
     from paychan.client import FeeTooHigh, Payer
 
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
@@ -334,13 +334,14 @@ def close(
             ),
             (
                 "Key",
-                "" if to else f"`paychan channel key {channel.name}`, unless that address belongs to your own wallet",
+                ""
+                if to
+                else completed(f"`paychan channel key {channel.name}`, unless that address belongs to your own wallet"),
             ),
         )
         if paid is not None and offered > paid:
-            err.print(
-                f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less.",
-                soft_wrap=True,
+            warn(
+                f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less."
             )
 
 
@@ -356,7 +357,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
     """
     import msgspec
 
-    from paychan.cli.payer.terminal import exit_on_error, sat, way_back
+    from paychan.cli.payer.terminal import exit_on_error, way_back
     from paychan.client import Payer
 
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
@@ -370,7 +371,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
         for each in record.held:
             err.print(
                 f"This key does not sweep {sat(each.value_sat)} in {each.outpoint} at {record.funding_address}. "
-                f"{way_back(record)}",
+                f"It comes back {way_back(record)}.",
                 soft_wrap=True,
                 markup=False,
             )

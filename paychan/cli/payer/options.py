@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from paychan.cli.terminal import err
+from paychan.cli.terminal import keep_option, warn
 from paychan.shared.places import wallet_place
 
 
-def _noted(wallet: Path | None) -> Path | None:
-    """Say where the wallet is, if that is not the usual place."""
+def _noted(context: typer.Context, parameter: typer.CallbackParam, wallet: Path | None) -> Path | None:
+    """Say where the wallet is, if that is not the usual place; commands to paste repeat the option."""
+    keep_option(context, parameter, wallet)
     with contextlib.suppress(RuntimeError):
         note = "" if wallet else wallet_place().note
         if note:
-            err.print(f"[yellow]paychan:[/yellow] {escape(note)}", soft_wrap=True)
+            warn(f"paychan: {note}")
     return wallet
 
 

@@ -12,13 +12,14 @@ from collections.abc import Collection
 from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, PayerChain, Spend, Tip
-from paychan.cli.payer.terminal import Facts, relative, sat
+from paychan.cli.payer.terminal import Facts
 from paychan.client import ChannelRecord, Deposit, Source
 from paychan.client.coins import parse_outpoint, proven_value
 from paychan.client.flows.refund import is_refund
 from paychan.protocol.debug_funding import debug_outpoint
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.shared.wording import relative, sat
 
 DEEP = 3
 """Confirmations after which a channel has ended for the payer."""

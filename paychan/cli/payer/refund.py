@@ -15,16 +15,14 @@ from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describ
 from paychan.cli.payer.terminal import (
     Facts,
     advice,
-    moment,
-    relative,
-    sat,
     show_panel,
 )
-from paychan.cli.terminal import err, out
+from paychan.cli.terminal import command, completed, out, say, warn
 from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
 from paychan.client.flows.refund import REFUND_SAT_PER_VB, is_refund
 from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Network
+from paychan.shared.wording import moment, relative, sat
 
 _LOOK_SECONDS = 60.0
 """Longest time between two scans without a change in the chain."""
@@ -98,8 +96,8 @@ def show_published(shown: Facts, as_json: bool) -> None:
         f"Refund of channel {name}",
         ("Published", f"{shown['txid']}, " + (confirmations(depth) if depth else "not in a block yet")),
         ("Fee", sat(shown["fee_sat"]) if "fee_sat" in shown else ""),
-        ("Faster", "" if depth else f"paychan channel refund {name} --publish --fee-rate N   (replaces it)"),
-        ("Next", "" if depth >= DEEP else f"paychan channel watch {name}"),
+        ("Faster", "" if depth else completed(f"`paychan channel refund {name} --publish --fee-rate N` replaces it")),
+        ("Next", "" if depth >= DEEP else command("channel", "watch", name)),
     )
 
 
@@ -149,7 +147,8 @@ def show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: 
             ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that value"),
             ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
             ("Useless", f"already settled by {record.settlement_txid}" if record.state is State.CLOSED else ""),
-            ("Next", f"then: paychan channel refund {record.name} --publish, or send the line below through any node"),
+            ("Then", "send the line below through any node, or use this command with --node or --electrum:"),
+            ("Next", command("channel", "refund", record.name, "--publish")),
         )
         out.print(each.refund.transaction.hex(), soft_wrap=True)
 
@@ -217,7 +216,7 @@ async def _wait(chain: PayerChain, views: list[OwnChainView]) -> None:
             await chain.wait_for_change(views[0].tip, _LOOK_SECONDS)
             return
     except ChainFailed as failure:
-        err.print(f"{failure}; trying again", markup=False, soft_wrap=True)
+        warn(f"{failure}; trying again")
     await asyncio.sleep(_PAUSE_SECONDS)
 
 
@@ -266,7 +265,7 @@ def _report_changes(seen: _Seen, reported: dict[str, str], *, quiet: bool) -> No
             continue
         reported[name] = news
         if isinstance(view, Exception):
-            err.print(f"{name}  {view}. {advice(view, name)}".rstrip(), markup=False, soft_wrap=True)
+            warn(f"{name}  {view}. {advice(view, name)}".rstrip())
         else:
             note = f"; {view.note}" if view.note else ""
-            out.print(f"{name}  {describe(view)}{note}", markup=False, soft_wrap=True)
+            say(f"{name}  {describe(view)}{note}")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import typer
-from rich.markup import escape
-from rich.padding import Padding
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from paychan.chain.base import ChainFailed
-from paychan.cli.terminal import err, fail, out
+from paychan.cli.terminal import (
+    command,
+    completed,
+    fail,
+    out,
+    say,
+    show_facts,
+    show_table,
+    warn,
+)
 from paychan.client import (
     Channel,
     ChannelConflict,
@@ -34,7 +36,6 @@ from paychan.client import (
     FundingMissing,
     FundingNotThere,
     FundingNotTold,
-    FundingOutput,
     LaterFile,
     NoSuchChannel,
     OverLimit,
@@ -52,11 +53,13 @@ from paychan.client import (
     WouldTakeBack,
     WrongState,
 )
-from paychan.client.flows.open import choose
 from paychan.client.transport.answers import printable
 from paychan.protocol.errors import PaychanError
+from paychan.shared.layout import Cell, Column
+from paychan.shared.wording import moment, relative, sat
 
 Facts: TypeAlias = dict[str, Any]
+
 
 _RESUME = "`paychan channel pay {name} --resume` sends the last payment again; it counts once."
 _STATUS = "`paychan channel status {name}` asks the server for the channel's state."
@@ -179,43 +182,23 @@ def unchecked(record: ChannelRecord) -> str:
 
 
 def way_back(record: ChannelRecord) -> str:
-    """The command that refunds the outputs at the channel's address; "" if none are known."""
+    """The time and the command by which the outputs at the channel's address come back; "" if none are known."""
     if not record.held:
         return ""
     when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
-    return f"{when}: paychan channel refund {record.name} --publish   (with --node or --electrum; or paychan channel watch)"
+    return completed(f"{when} by `paychan channel refund {record.name} --publish` with --node or --electrum")
 
 
-def next_step(record: ChannelRecord) -> str:
-    """The command for the channel's next step."""
+def next_step(record: ChannelRecord) -> Cell:
+    """The command for the channel's next step; "" if there is none."""
     name = record.name
     if not record.ended and time.time() >= record.expiry:
-        return f"paychan channel refund {name}" if record.held else ""
+        return command("channel", "refund", name) if record.held else ""
     if record.state is State.NEW:
-        return f"paychan channel open {name}"
+        return command("channel", "open", name)
     if record.state is State.OPEN:
-        return f"paychan channel pay {name} " + ("--resume" if record.unacknowledged else "1000")
-    return f"paychan channel close {name}" if record.state is State.CLOSING else ""
-
-
-def moment(unix: int) -> str:
-    """A time, local and relative."""
-    local = datetime.fromtimestamp(unix, UTC).astimezone()
-    return f"{local:%Y-%m-%d %H:%M %Z} ({relative(unix - time.time())})"
-
-
-def relative(seconds: float) -> str:
-    """A time span in its two largest units."""
-    minutes = int(abs(seconds)) // 60
-    days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [f"{days} d"] * (days > 0) + [f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (days == 0)
-    text = " ".join(parts[:2])
-    return f"in {text}" if seconds >= 0 else f"{text} ago"
-
-
-def sat(amount: int) -> str:
-    """An amount with grouped digits."""
-    return f"{amount:,} sat".replace(",", " ")
+        return command("channel", "pay", name, "--resume" if record.unacknowledged else 1000)
+    return command("channel", "close", name) if record.state is State.CLOSING else ""
 
 
 def show(record: ChannelRecord, as_json: bool) -> None:
@@ -234,7 +217,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Bring home", way_back(record) if record.deposits else ""),
         ("Address", record.funding_address),
         ("Moved", _times(len(record.moves))),
-        ("Change to", _change_address(record)),
+        ("Change to", change_address(record)),
         ("Expires", moment(record.expiry)),
         ("Settled by", record.settlement_txid),
         ("Server", f"{record.url} (RBPCP v{record.version})"),
@@ -285,7 +268,7 @@ def _restored(receipt: Receipt) -> str:
     return f"{sat(lost)} of earlier payments, which the server had lost, were booked again" if lost else ""
 
 
-def _change_address(record: ChannelRecord) -> str:
+def change_address(record: ChannelRecord) -> str:
     if not record.movable:
         return record.change_address
     return f"the channel itself, which the server may move; {record.home_address} when you close it"
@@ -295,97 +278,38 @@ def _times(count: int) -> str:
     return "" if not count else "once" if count == 1 else f"{count} times"
 
 
-def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
-    """Show a new channel: amount, address, deadline and next step; also as a QR code."""
-    show_panel(
-        f"Channel {record.name}",
-        ("Send", f"{sat(record.amount_sat)} in one output; opening costs {sat(record.open_price_sat)} of it"),
-        ("To", record.funding_address),
-        ("URI", uri),
-        ("Confirmed", f"{record.min_confirmations} times, before the server accepts it"),
-        ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
-        ("Expires", f"{moment(record.expiry)}; from then on you can take a refund"),
-        ("Change to", _change_address(record)),
-        ("Key", f"in {directory}; without this directory the coins are lost"),
-        ("Next", next_step(record)),
-    )
-    out.print(Padding(Text(qr_code(uri), "black on white" if out.is_terminal else ""), (0, 0, 1, 1), expand=False))
-    out.print(record.funding_address, uri, sep="\n", soft_wrap=True)
-
-
-def qr_code(text: str) -> str:
-    """Draw a QR code, two of its rows in a line of text: dark on light."""
-    import segno
-
-    rows = [bytes(row) for row in segno.make(text, error="l").matrix_iter(border=2)]
-    rows += [bytes(len(rows[0]))] * (len(rows) % 2)
-    return "\n".join(
-        "".join(" ▄▀█"[2 * upper + lower] for upper, lower in zip(*pair, strict=True))
-        for pair in zip(rows[::2], rows[1::2], strict=True)
-    )
-
-
-def wait_funded(channel: Channel) -> None:
-    """Wait for the funding and show the progress. After Ctrl-C, a message shows how to continue."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("Waiting for the funding")
-
-        def show_progress(seen: tuple[FundingOutput, ...] | ClientError) -> None:
-            progress.update(task, description=escape(_funding_progress(channel, seen)))
-
-        try:
-            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` continues.", soft_wrap=True)
-            found = channel.wait_funded(watcher=show_progress)
-        except KeyboardInterrupt:
-            progress.stop()
-            fail(f"stopped waiting. `paychan channel open {channel.name}` continues; nothing is lost.", 130)
-    out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}: {found.source.words}.", soft_wrap=True)
-
-
-def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | ClientError) -> str:
-    if isinstance(seen, ClientError):
-        return f"Waiting: {seen}"
-    best = choose(channel.record, seen)
-    if best is not None:
-        return f"{sat(best.value_sat)} seen, {best.confirmations} of {best.confirmations_needed} confirmations"
-    least = sat(channel.amount_sat)
-    most = max((output.value_sat for output in seen), default=0)
-    return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} arrived, not enough" if most else "")
-
-
 def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception], as_json: bool) -> None:
     """Show all channels, and those that can't be read."""
     if as_json:
         broken = [problem_facts(name, error) for name, error in problems.items()]
         out.print_json(data=[facts(record) for record in records] + broken, default=str)
         return
-    table = Table("Name", "State", "Paid", "Left", "Expires", "Server")
-    for column in (2, 3):
-        table.columns[column].justify = "right"
-    for record in records:
-        expires = relative(record.expiry - time.time())
-        table.add_row(record.name, standing(record), sat(record.paid_sat), sat(record.left_sat), expires, record.url)
-    if records or not problems:
-        out.print(table if records else "No channels yet. `paychan channel new URL` creates one.")
+    rows = [
+        (
+            record.name,
+            standing(record),
+            sat(record.paid_sat),
+            sat(record.left_sat),
+            relative(record.expiry - time.time()),
+            printable(record.url),
+        )
+        for record in records
+    ]
+    numbers = Column("Paid", is_number=True), Column("Left", is_number=True), Column("Expires", is_number=True)
+    if rows:
+        show_table((Column("Name"), Column("State"), *numbers, Column("Server")), rows)
+    elif not problems:
+        say("No channels yet. `paychan channel new URL` creates one.")
     for record in records:
         if record.deposits:
             total = sum(each.value_sat for each in record.deposits)
-            out.print(
-                f"{record.name}  {sat(total)} more at its address. {way_back(record)}", markup=False, soft_wrap=True
-            )
+            say(f"{record.name}  {sat(total)} more at its address come back {way_back(record)}")
         if unchecked(record):
-            out.print(f"{record.name}  {unchecked(record)}", markup=False, soft_wrap=True)
+            say(f"{record.name}  {unchecked(record)}")
     for name, error in problems.items():
-        err.print(f"{name}  {error}. {advice(error, name)}", markup=False, soft_wrap=True)
+        warn(f"{name}  {error}. {advice(error, name)}")
 
 
-def show_panel(title: str, *rows: tuple[str, str]) -> None:
-    """Show named values without the empty ones."""
-    grid = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        if value:  # some values are the server's: their markup and control characters must have no effect
-            grid.add_row(Text(name, "dim"), Text(printable(value), "green" if name == "Next" else ""))
-    out.print(Panel(grid, title=title, expand=False))
+def show_panel(title: str, *rows: tuple[str, Cell]) -> None:
+    """Show named values without the empty ones; values of the server lose their control characters."""
+    show_facts(title, *((name, printable(value) if isinstance(value, str) else value) for name, value in rows))

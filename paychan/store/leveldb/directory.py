@@ -45,7 +45,7 @@ _OPTIONS = {
 
 
 WHAT_TO_DO = (
-    "`paychan backup salvage SERVER.toml` writes all readable records into a backup; move the damaged directory away, "
+    "`paychan backup salvage FILE` writes all readable records into a backup; move the damaged directory away, "
     "then restore that backup"
 )
 

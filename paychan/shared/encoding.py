@@ -1,0 +1,36 @@
+"""The encoding of a command's output: no character ends a command with an error, and a C locale gets no drawings."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+
+def prepare_output() -> None:
+    """Make standard output and standard error accept every text.
+
+    If the locale is explicitly C or POSIX, their encoding is called ASCII, so that frames and bars are drawn from ASCII
+    characters. Other characters, which occur in paths, pass as UTF-8, and bytes that are no UTF-8 pass unchanged.
+    """
+    codecs.register_error("paychan-utf8", _as_utf8)
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if locale_is_ascii() or not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(encoding="ascii", errors="paychan-utf8")
+        else:
+            stream.reconfigure(errors="surrogateescape")
+
+
+def locale_is_ascii() -> bool:
+    """Whether the user asks for the C locale; an environment without a locale does not say so."""
+    named = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
+    return named in ("C", "POSIX")
+
+
+def _as_utf8(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return error.object[error.start : error.end].encode("utf8", "surrogateescape"), error.end
