@@ -6,6 +6,7 @@ in a request without the first family: a proxy sets one family, and may pass on 
 
 Each proxy of a row may add to a list. The first entry of scheme, host and port is what the client saw. The last entry of
 the addresses is the one that a trusted proxy saw itself; proxies on this machine (loopback addresses) are passed over.
+`X-Real-Ip` counts only in a request without `X-Forwarded-For`, as most proxies set the latter and pass on the former.
 """
 
 from __future__ import annotations
@@ -62,10 +63,7 @@ def prefix(headers: HTTPHeaders) -> str:
 
 def address(headers: HTTPHeaders, peer: str) -> str:
     """Return the IP address of the client; `peer`, the address of the nearest proxy, if no header names one."""
-    real = _address(headers.get("X-Real-Ip", ""))
-    if real not in ("", _LOOPBACK):
-        return real
-    lists = headers.get("X-Forwarded-For", "").split(",")
+    lists = headers.get("X-Forwarded-For", headers.get("X-Real-Ip", "")).split(",")
     if not _has_family(headers):
         lists = [element.get("for", "") for element in _elements(headers.get("Forwarded", ""))]
     for named in reversed(lists):

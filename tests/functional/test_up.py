@@ -240,3 +240,24 @@ def test_fault_26_up_names_missing_parts_and_continues(up: Up, tmp_path: Path):
         assert time.monotonic() < deadline, up.text()
         time.sleep(0.1)
     assert up.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("listen", ["::1", "::"])
+def test_fault_37_up_listens_on_ipv6(up: Up, listen: str):
+    """With IPv6 addresses the panel has URLs with brackets, which `status` and a payer can use."""
+    up.edit("server.toml", 'listen = "127.0.0.1"', f'listen = "{listen}"')
+    up.start()
+    running = up.wait_until_serving()
+
+    for url in (running.url, running.management_url):
+        assert url.startswith("http://[::1]:")
+        assert url in up.text()
+        assert httpx.get(f"{url}/health", verify=False).status_code == 200
+    status = subprocess.run(
+        [Path(sys.executable).parent / "paychan", "status", up.directory / "server.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in status.stderr + up.text()
+    assert "http://[::1]:" in status.stdout or status.returncode == 0
