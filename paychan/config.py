@@ -12,14 +12,11 @@ from paychan.protocol.channel import Depth, Rules
 from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.terms import OpeningTerms
 from paychan.protocol.types import Network, Sat
+from paychan.shared.mounts import store_place
 from paychan.shared.places import Place, state_place, trouble_with_path
 
 MIN_DUST_SAT = 546
-"""Smallest output that nodes relay whatever the type of its script is: P2PKH has the largest limit of all types.
-
-Settlements with a smaller output do not propagate. Witness outputs could be smaller, but a server names one limit in
-its terms, before the payer names an address.
-"""
+"""Smallest output that nodes relay for each type of script: a server names one limit, before it knows an address."""
 
 TYPICAL_SETTLEMENT_BYTES = 331
 """Size that the original used for its opening price (RBPCP §7.3); the fee paid follows the real size."""
@@ -242,7 +239,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def store_path(self) -> Path:
-        return Path(self.store.path or self.state_dir / "store").resolve()
+        """Directory of the store: `store.path`, or a directory below it if it is a mount point."""
+        return store_place(Path(self.store.path or self.state_dir / "store").resolve())
 
     @property
     def backup_dir(self) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from paychan.shared.mounts import inner_place
 from paychan.shared.reservefile import ReserveFile
 from paychan.supervisor import Supervised
 
@@ -32,9 +33,8 @@ class DiskReserve:
     def __init__(self, store_path: Path, size: int, buffer_bytes: int) -> None:
         """`buffer_bytes` is the write buffer of the store's LevelDB."""
         self._size, self._part = size, size // 4
-        self.file = ReserveFile(
-            store_path.with_name(f"{store_path.name}.reserve"), store_path, self._part, buffer_bytes
-        )
+        place = inner_place(store_path)
+        self.file = ReserveFile(place.with_name(f"{place.name}.reserve"), store_path, self._part, buffer_bytes)
         self.file.on_given = self._given
         self._problem = ""
         self._held = self.file.held

@@ -18,6 +18,7 @@ import plyvel
 
 from paychan.protocol.types import UnixTime
 from paychan.shared.leveldb_files import error_text, sync_directory
+from paychan.shared.mounts import fresh_place, inner_place, rename_store
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.salvage import Salvaged, salvage
@@ -37,8 +38,9 @@ def rebuild(path: Path, backups: Path, network: str, now: UnixTime) -> str:
         StoreFailed: the store is in use.
         OSError: no room, or a file could not be read or written; the store is unchanged.
     """
-    _check_room(path, backups)
-    fresh = _fresh(path)
+    place = inner_place(path)
+    _check_room(path, place.parent, backups)
+    fresh = fresh_place(place)
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         salvaged = salvage(path, backups, network, now, lambda _: None)
@@ -50,14 +52,14 @@ def rebuild(path: Path, backups: Path, network: str, now: UnixTime) -> str:
     backup.restore(salvaged.path, fresh, network)
     summary = _summary(salvaged)
     (path / _REPORT).write_text("\n".join([summary, *_losses(salvaged)]) + "\n")
-    path.rename(path.with_name(f"{path.name}.damaged-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}"))
-    finish_rebuild(path)
+    rename_store(path, f".damaged-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}")
+    finish_rebuild(place)
     return summary
 
 
 def finish_rebuild(path: Path) -> None:
     """Give the fresh store its name. Called at each start: a power cut may have ended the last one just before this."""
-    fresh = _fresh(path)
+    fresh = fresh_place(path)
     if fresh.exists() and not path.exists():
         fresh.rename(path)
         sync_directory(path.parent)
@@ -68,15 +70,11 @@ def set_aside(path: Path) -> list[tuple[Path, str]]:
     return [(aside, _first_line(aside / _REPORT)) for aside in sorted(path.parent.glob(f"{path.name}.damaged-*"))]
 
 
-def _fresh(path: Path) -> Path:
-    return path.with_name(f".{path.name}.rebuilt")
-
-
-def _check_room(path: Path, backups: Path) -> None:
+def _check_room(path: Path, parent: Path, backups: Path) -> None:
     """Refuse to begin without room for all copies: a full disk stops the signer, too."""
     backups.mkdir(mode=0o700, parents=True, exist_ok=True)
     needed = _COPIES * sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    for place in (path.parent, backups):
+    for place in (parent, backups):
         if shutil.disk_usage(place).free < needed:
             raise OSError(
                 errno.ENOSPC, f"rebuilding needs {needed:,} free bytes: {os.strerror(errno.ENOSPC)}", str(place)

@@ -135,9 +135,14 @@ def copy_of(path: Path, target: Path) -> None:
         raise StoreFailed(msg)
     lock = _lock(path)
     try:
-        shutil.copytree(path, target)
+        shutil.copytree(path, target, ignore=_no_directories)
     finally:
         os.close(lock)
+
+
+def _no_directories(directory: str, names: list[str]) -> list[str]:
+    """Leave out what a filesystem or a rebuild puts beside the files of a store in a mount point."""
+    return [name for name in names if (Path(directory) / name).is_dir()]
 
 
 def _lock(path: Path) -> int:
