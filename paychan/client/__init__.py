@@ -2,10 +2,10 @@
 
 from paychan.client import Payer
 
-channel = Payer("http://localhost:8000").new_channel(hours=72)
-channel.wait_funded()  # meanwhile, pay channel.amount_sat to channel.address from any wallet; or: channel.fund_debug()
-channel.open()
+payer = Payer("http://localhost:8000")
+channel = payer.channel_for(room_sat=5000)  # finds the channel that is open to this server, or opens one
 receipt = channel.pay(1000)  # amounts are in satoshi
+print(receipt.total_paid_sat, receipt.left_sat)
 """
 
 from paychan.client.channel import AsyncChannel, Channel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from paychan.client.errors import TermsUnacceptable
 from paychan.client.flows import refund as recovery
@@ -99,6 +99,18 @@ class ChannelBase:
     def release(self) -> None:
         """Unlock the file for other processes. Do not use this object afterwards."""
         self._file.release()
+
+    @property
+    def released(self) -> bool:
+        """Whether the file is unlocked, so that this object is of no use any more."""
+        return not self._file.release.alive
+
+    def begins_funding(self) -> bool:
+        """Record that the coins are about to be sent; False if that was recorded before, or coins are known."""
+        if self.record.funding_asked or self.record.held:
+            return False
+        self._keep(structs.replace(self.record, funding_asked=True))
+        return True
 
     def _keep(self, record: ChannelRecord) -> None:
         self._file.save(record)

@@ -120,7 +120,10 @@ class FundingTooSmall(Declined):
 
 class FundingMissing(Declined):
     code = "funding_missing"
-    text = "channel {name} is not funded yet: got {got}, need one output of at least {need_sat} sat, deep enough"
+    text = (
+        "channel {name} is not funded yet: got {got}, need one output of at least {need_sat} sat at {address}, "
+        "deep enough in the chain"
+    )
 
 
 class FundingNotTold(Declined):

@@ -3,140 +3,25 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-import time
+import threading
 import weakref
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, Self
-from urllib.parse import urlsplit
-
-from coincurve import PrivateKey
-from msgspec import UNSET, Struct, structs
 
 from paychan.client.channel import AsyncChannel, Channel
-from paychan.client.channel_base import TransportSettings
-from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
-from paychan.client.flows.refund import key_address
-from paychan.client.limits import (
-    ASSUMED_MIN_HOURS,
-    HOUR,
-    Limits,
-    agree,
-    check_clock,
-    check_limits,
-    expiry_for,
-    read_funding_info,
-)
-from paychan.client.record import ChannelRecord
-from paychan.client.transport import routes
-from paychan.client.transport.answers import refusal
-from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Flow, Patience, Request, Response, ask
-from paychan.client.wallet import ChannelFile, Wallet
-from paychan.protocol.address import decode_address
-from paychan.protocol.expiry import check_expiry
-from paychan.protocol.types import Network, Sat, UnixTime
-from paychan.protocol.wire.rbpcp import Dialect, FundingInfo
+from paychan.client.limits import Limits
+from paychan.client.payer_base import DEFAULT_HOURS, PayerBase
+from paychan.client.record import ChannelRecord, State
+from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Patience
+from paychan.client.wallet import ChannelFile
+from paychan.protocol.types import Network
+from paychan.protocol.wire.rbpcp import Dialect
 
 if TYPE_CHECKING:
     import ssl
 
     import httpx
-
-DEFAULT_HOURS = 7 * 24
-
-_GUESS_SECONDS = 5 * 24 * 3600
-"""Added to the payment hours in the first request for terms; the terms then tell the exact extra time."""
-
-
-class ChannelRequest(Struct, frozen=True):
-    """Parameters of a new channel."""
-
-    url: str
-    version: Literal[1, 2]
-    dialect: Dialect
-    network: Network | None
-    key: PrivateKey
-    key_index: int
-    hours: float
-    """Time for payments; ignored if `expires` is set."""
-    expires: int | None
-    now: UnixTime
-    change_address: str
-    amount_sat: int = 0
-    movable: bool = False
-
-
-def new_channel(wanted: ChannelRequest, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
-    """Ask for the server's terms, check them, and return the record of a channel that may be funded."""
-    if wanted.movable and wanted.version == 1:
-        raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
-    client_key = wanted.key.public_key.format()
-    if not math.isfinite(wanted.hours):
-        raise TermsUnacceptable(what="hours of paying", got=wanted.hours, want="a number")
-    expiry = check_expiry(
-        int(wanted.now + wanted.hours * HOUR + _GUESS_SECONDS) if wanted.expires is None else wanted.expires
-    )
-    try:
-        info, response = yield from _ask_terms(wanted, client_key, expiry, patience)
-    except Refused as error:
-        latest = error.fields.get("need_unix")
-        if wanted.expires is not None or error.code != "expiry_too_late" or not isinstance(latest, int):
-            raise
-        info, response = yield from _ask_terms(wanted, client_key, check_expiry(latest), patience)
-    if wanted.expires is None:
-        check_limits(info, limits)
-        check_clock(response.headers.get("date", ""), wanted.now)
-        expiry = expiry_for(info, wanted.hours, wanted.now)
-        info, response = yield from _ask_terms(wanted, client_key, expiry, patience)
-    agreed = agree(info, client_key, expiry, wanted.now, limits, wanted.network)
-    home = wanted.change_address or key_address(client_key, agreed.network)
-    decode_address(home, agreed.network)
-    return ChannelRecord(
-        name=client_key.hex()[2:10],
-        url=wanted.url,
-        version=wanted.version,
-        dialect=wanted.dialect,
-        network=agreed.network,
-        private_key=wanted.key.to_hex(),
-        key_index=wanted.key_index,
-        server_key=agreed.terms.server_key.hex(),
-        expiry=expiry,
-        funding_address=agreed.address,
-        created_at=wanted.now,
-        open_price_sat=agreed.open_price_sat,
-        dust_sat=agreed.dust_sat,
-        min_confirmations=agreed.min_confirmations,
-        settlement_period_hours=agreed.settlement_period_hours,
-        change_address=agreed.address if wanted.movable else home,
-        payout_address=wanted.change_address if wanted.movable else "",
-        meant_sat=Sat(wanted.amount_sat),
-        location=routes.opening_path(response, wanted.url, wanted.version, client_key, expiry),
-    )
-
-
-def _ask_terms(
-    wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, patience: Patience
-) -> Flow[tuple[FundingInfo, Response]]:
-    """Ask for the terms of this key and expiry. v1 does not report the minimum payment time, so v2 is asked for it."""
-    path = routes.info_path(wanted.version, wanted.dialect, client_key, expiry)
-    reply = yield from ask(Request("GET", wanted.url + path), patience)
-    if reply.response.status != 200:
-        raise refusal(reply.response)
-    info = read_funding_info(reply.response.body)
-    if info.min_duration_hours is UNSET:
-        least = yield from _ask_least(wanted, client_key, expiry, patience)
-        info = structs.replace(info, min_duration_hours=least)
-    return info, reply.response
-
-
-def _ask_least(wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, patience: Patience) -> Flow[int]:
-    other = Request("GET", wanted.url + routes.info_path(2, Dialect.S, client_key, expiry))
-    try:
-        answer = (yield from ask(other, patience)).response
-        least = read_funding_info(answer.body).min_duration_hours
-    except (Unreachable, ServerMisbehaved):
-        return ASSUMED_MIN_HOURS
-    return least if isinstance(least, int) and answer.status == 200 else ASSUMED_MIN_HOURS
 
 
 @functools.cache
@@ -145,74 +30,6 @@ def _tls() -> ssl.SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
-
-
-class PayerBase:
-    """Methods that neither use the network nor block. `Payer` describes the arguments."""
-
-    def __init__(
-        self,
-        url: str = "",
-        *,
-        wallet: str | os.PathLike[str] | None = None,
-        version: Literal[1, 2] = 2,
-        dialect: Dialect = Dialect.S,
-        network: Network | None = None,
-        limits: Limits | None = None,
-        patience: Patience | None = None,
-        time_limit_seconds: float = TIME_LIMIT_SECONDS,
-    ) -> None:
-        if not time_limit_seconds > 0:
-            msg = f"time limit of {time_limit_seconds} s: want more than 0"
-            raise ValueError(msg)
-        self.url = check_url(url) if url else ""
-        self.wallet = Wallet(wallet)
-        self._version, self._dialect, self._network = version, dialect, network
-        self._settings = TransportSettings(limits or Limits(), patience or Patience(), time_limit_seconds)
-        self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
-
-    def records(self) -> list[ChannelRecord]:
-        """Read all readable channels of the wallet, including those in use; see `problems`."""
-        return self.wallet.read_all()[0]
-
-    def problems(self) -> dict[str, WalletError]:
-        """Return the channels of the wallet that cannot be read: the error of each, by name."""
-        return self.wallet.read_all()[1]
-
-    def _new(
-        self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool
-    ) -> Flow[ChannelRecord]:
-        key, key_index = self.wallet.seed.new_key()
-        wanted = ChannelRequest(
-            url=check_url(self.url),
-            version=self._version,
-            dialect=self._dialect,
-            network=self._network,
-            key=key,
-            key_index=key_index,
-            hours=hours,
-            expires=expires,
-            now=UnixTime(int(time.time())),
-            change_address=change_address,
-            amount_sat=amount_sat,
-            movable=movable,
-        )
-        return new_channel(wanted, self._settings.limits, self._settings.patience)
-
-    def _created(self, record: ChannelRecord) -> ChannelFile:
-        """Make the key durable before the caller learns the address."""
-        file = self.wallet.create(record)
-        self._files.add(file)
-        return file
-
-    def _opened(self, name: str) -> tuple[ChannelFile, ChannelRecord]:
-        file, record = self.wallet.open(name)
-        self._files.add(file)
-        return file, record
-
-    def _release(self) -> None:
-        for file in list(self._files):
-            file.release()
 
 
 class Payer(PayerBase):
@@ -264,6 +81,8 @@ class Payer(PayerBase):
             time_limit_seconds=time_limit_seconds,
         )
         self._http = http or httpx.Client(transport=ProxyTransport(_tls()))
+        self._channels: weakref.WeakValueDictionary[str, Channel] = weakref.WeakValueDictionary()
+        self._finding = threading.Lock()
         self._hang_up = weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:
@@ -302,11 +121,91 @@ class Payer(PayerBase):
 
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = drive(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
-        return Channel(self._created(record), record, self._settings, self._http, self)
+        return self._made(self.wallet.create(record), record)
 
     def channel(self, name: str) -> Channel:
         """Load a channel of the wallet, by the beginning of its name, and lock its file."""
-        return Channel(*self._opened(name), self._settings, self._http, self)
+        return self._made(*self.wallet.open(name))
+
+    def channel_for(
+        self,
+        url: str = "",
+        *,
+        room_sat: int = 1,
+        amount_sat: int = 0,
+        hours: float = DEFAULT_HOURS,
+        change_address: str = "",
+        fund: Callable[[Channel], object] | None = None,
+        wait_seconds: float | None = None,
+    ) -> Channel:
+        """Return a channel that can pay `room_sat` to a server: one of the wallet, or else a new one, funded and opened.
+
+        Call it before each payment, or once: a channel that this payer holds already is returned again. One that
+        another process uses is waited for until the time limit. A channel that is funded, or only has its address, is
+        gone on with; so a crash makes no second channel.
+
+        Args:
+            url: base URL of the server; default: the payer's.
+            room_sat: amount (satoshi) that the channel must be able to pay after its opening.
+            amount_sat: amount to fund a new channel with; default: the least that suffices. The open price and the
+                other terms are bounded by the payer's `limits`.
+            hours: time for payments of a new channel.
+            change_address: receives the change of a new channel; default: the address of the channel's key.
+            fund: called once with a new channel, to pay `channel.amount_sat` to `channel.address` from any wallet.
+                After a crash during the call it is not called again: the channel then waits for the coins. A server in
+                debug mode needs no coins.
+            wait_seconds: time to wait for the coins to be deep enough; default: without limit if `fund` is given,
+                otherwise one look.
+
+        Raises:
+            FundingMissing: the coins are not there yet; the text names the address. Call again later.
+            ChannelInUse: another process uses the only channels of this server.
+            TermsUnacceptable: the server's terms are outside the limits, or `amount_sat` does not suffice.
+            Refused, Unreachable, ServerMisbehaved, WalletError: see `paychan.client.errors`.
+        """
+        from paychan.client.transport.http import drive
+
+        with self._finding:
+            while True:
+                finding = self._find(self._held, url, room_sat, amount_sat, hours, change_address)
+                found = drive(finding, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
+                channel = found if isinstance(found, Channel) else self._made(*found)
+                try:
+                    if channel.record.state is State.NEW:
+                        self._begin(channel, fund, wait_seconds)
+                    elif channel is not found:
+                        channel.status()
+                except BaseException:
+                    if channel is not found:
+                        channel.release()
+                    raise
+                if channel.record.state is State.OPEN:
+                    return channel
+                channel.release()
+
+    def _begin(
+        self,
+        channel: Channel,
+        fund: Callable[[Channel], object] | None,
+        wait_seconds: float | None,
+    ) -> None:
+        """Fund a new channel, wait for the coins, and open it; each step only if it is not done yet."""
+        if channel.record.signed_sat is None or channel.record.refused:
+            if fund is not None and channel.begins_funding():
+                fund(channel)
+            channel.wait_funded(0 if fund is None and wait_seconds is None else wait_seconds)
+        channel.open()
+
+    def _made(self, file: ChannelFile, record: ChannelRecord) -> Channel:
+        self._files.add(file)
+        channel = Channel(file, record, self._settings, self._http, self)
+        self._channels[record.name] = channel
+        return channel
+
+    def _held(self, name: str) -> Channel | None:
+        """Return the object of a channel that this payer holds."""
+        channel = self._channels.get(name)
+        return None if channel is None or channel.released else channel
 
     def close(self) -> None:
         """Close connections and release the channels. The channels stay open at the server."""
@@ -330,6 +229,8 @@ class AsyncPayer(PayerBase):
         time_limit_seconds: float = TIME_LIMIT_SECONDS,
         http: httpx.AsyncClient | None = None,
     ) -> None:
+        import asyncio
+
         import httpx
 
         from paychan.client.transport.proxy import AsyncProxyTransport
@@ -345,6 +246,8 @@ class AsyncPayer(PayerBase):
             time_limit_seconds=time_limit_seconds,
         )
         self._http = http or httpx.AsyncClient(transport=AsyncProxyTransport(_tls()))
+        self._channels: weakref.WeakValueDictionary[str, AsyncChannel] = weakref.WeakValueDictionary()
+        self._finding = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -365,26 +268,70 @@ class AsyncPayer(PayerBase):
 
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = await drive_async(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
-        return AsyncChannel(self._created(record), record, self._settings, self._http)
+        return self._made(self.wallet.create(record), record)
 
     def channel(self, name: str) -> AsyncChannel:
-        return AsyncChannel(*self._opened(name), self._settings, self._http)
+        return self._made(*self.wallet.open(name))
+
+    async def channel_for(
+        self,
+        url: str = "",
+        *,
+        room_sat: int = 1,
+        amount_sat: int = 0,
+        hours: float = DEFAULT_HOURS,
+        change_address: str = "",
+        fund: Callable[[AsyncChannel], Awaitable[object]] | None = None,
+        wait_seconds: float | None = None,
+    ) -> AsyncChannel:
+        """Do what `Payer.channel_for` does."""
+        from paychan.client.transport.http import drive_async
+
+        async with self._finding:
+            while True:
+                finding = self._find(self._held, url, room_sat, amount_sat, hours, change_address)
+                found = await drive_async(finding, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
+                channel = found if isinstance(found, AsyncChannel) else self._made(*found)
+                try:
+                    if channel.record.state is State.NEW:
+                        await self._begin(channel, fund, wait_seconds)
+                    elif channel is not found:
+                        await channel.status()
+                except BaseException:
+                    if channel is not found:
+                        channel.release()
+                    raise
+                if channel.record.state is State.OPEN:
+                    return channel
+                channel.release()
+
+    async def _begin(
+        self,
+        channel: AsyncChannel,
+        fund: Callable[[AsyncChannel], Awaitable[object]] | None,
+        wait_seconds: float | None,
+    ) -> None:
+        """Fund a new channel, wait for the coins, and open it; each step only if it is not done yet."""
+        if channel.record.signed_sat is None or channel.record.refused:
+            if fund is not None and channel.begins_funding():
+                await fund(channel)
+            await channel.wait_funded(0 if fund is None and wait_seconds is None else wait_seconds)
+        await channel.open()
+
+    def _made(self, file: ChannelFile, record: ChannelRecord) -> AsyncChannel:
+        self._files.add(file)
+        channel = AsyncChannel(file, record, self._settings, self._http)
+        self._channels[record.name] = channel
+        return channel
+
+    def _held(self, name: str) -> AsyncChannel | None:
+        """Return the object of a channel that this payer holds."""
+        channel = self._channels.get(name)
+        return None if channel is None or channel.released else channel
 
     async def close(self) -> None:
         await self._http.aclose()
         self._release()
-
-
-def check_url(url: str) -> str:
-    """Return a base URL without a trailing slash.
-
-    Raises:
-        TermsUnacceptable: not http or https, or more than host, port and path.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise TermsUnacceptable(what="server URL", got=repr(url), want="http:// or https://, host, port and path only")
-    return url.rstrip("/")
 
 
 def _nothing_to_keep(_record: ChannelRecord) -> None:

@@ -99,6 +99,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Fee of the settlement, read from it; None if the server showed none, or settled several channels in one."""
     kind: str = RBPCP_KIND
     """Tag of the channel's kind."""
+    funding_asked: bool = False
+    """The program was asked to send the coins: it may have sent them, so it is not asked again."""
     key_index: int | None = None
     """Index of the key below the wallet's seed; None for a random key of an earlier version."""
 

@@ -11,7 +11,7 @@ from bitcoin.core import CTransaction
 from paychan.client import ChannelRecord, Dialect, FundingTooSmall, Payer, Refused, State, TermsUnacceptable, WrongState
 from paychan.client.flows.refund import RefundTerms, refund, wif
 from paychan.client.limits import Limits, agree
-from paychan.client.payer import check_url
+from paychan.client.payer_base import check_url
 from paychan.client.transport.routes import close_request, info_path, open_request, pay_request, secret_of
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import Network, Sat, UnixTime

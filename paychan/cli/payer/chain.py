@@ -153,7 +153,7 @@ async def compare(source: OwnChain, channel: Channel) -> None:
     if said.funding_outpoint:
         agrees(said, view.deposits, said.funding_outpoint, said.funding_sat, "your own chain")
     elif not now.funding_outpoint:
-        raise FundingMissing(name=said.name, got="nothing", need_sat=said.min_funding_sat)
+        raise FundingMissing(name=said.name, got="nothing", need_sat=said.min_funding_sat, address=said.funding_address)
 
 
 def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:

@@ -232,4 +232,5 @@ def missing(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingM
     seen = [
         f"{each.value_sat} sat, {each.confirmations} of {each.confirmations_needed} confirmations" for each in found
     ]
-    return FundingMissing(name=record.name, got="; ".join(seen[:3]) or "nothing", need_sat=record.amount_sat)
+    got = "; ".join(seen[:3]) or "nothing"
+    return FundingMissing(name=record.name, got=got, need_sat=record.amount_sat, address=record.funding_address)
