@@ -29,6 +29,14 @@ class Kind(Enum):
     FEE = "fee"
     LOST = "lost"  # a transaction of another party spent the funding output
 
+    @property
+    def is_critical(self) -> bool:
+        """Whether coins are in danger, or may soon be, until the operator acts; the other kinds are warnings."""
+        return self in _CRITICAL
+
+
+_CRITICAL = frozenset((Kind.CLOCK, Kind.LATE, Kind.SIGNER, Kind.STORE, Kind.TASK, Kind.UNSIGNED, Kind.WATCHER))
+
 
 class Alarm(Struct, frozen=True):
     """One alarm; `channel` is a funding outpoint, or empty."""

@@ -5,6 +5,8 @@ At level `debug` also for each payment, refusal and write. The ids of a line com
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from actors.observing import (
@@ -17,6 +19,8 @@ from actors.observing import (
     RequestRefused,
 )
 from paychan.protocol.channel import Channel, State
+from paychan.protocol.settlement import outpoints_of
+from paychan.protocol.types import OutPoint
 
 log = structlog.get_logger("events")
 
@@ -58,10 +62,21 @@ class EventLog:
 
 
 def _log_change(before: Channel | None, after: Channel) -> None:
-    facts = {"channel": str(after.outpoint), "state": after.state.value, "received_sat": after.received_sat}
-    if after.closing is not None:
-        facts["reason"] = after.closing.reason.value
-        if after.closing.spent_by or after.closing.settlement:
-            txid = after.closing.spent_by or (after.closing.settlement.txid if after.closing.settlement else b"")
+    """Write a line with the amounts in satoshi; `fee_sat` is that of the whole transaction, which may settle several."""
+    facts: dict[str, Any] = {"channel": str(after.outpoint), "state": after.state.value}
+    facts |= {"funding_sat": after.funding_sat, "received_sat": after.received_sat}
+    if before is None:
+        log.info("channel opened", **facts, expires=after.terms.expiry.unix_time)
+        return
+    event, closing = _CHANGES[after.state], after.closing
+    if closing is not None:
+        facts["reason"] = closing.reason.value
+        txid = closing.spent_by or (closing.settlement.txid if closing.settlement else b"")
+        if txid:
             facts["txid"] = txid[::-1].hex()
-    log.info("channel opened" if before is None else _CHANGES[after.state], **facts)
+        if closing.settlement and closing.settlement.txid == txid:
+            facts["fee_sat"] = closing.settlement.fee_sat
+            facts["inputs"] = len(outpoints_of(closing.settlement.transaction))
+        if after.moves and after.state is State.CLOSED:
+            event, facts["moved_to"] = "earnings withdrawn", str(OutPoint(txid, 0))
+    log.info(event, **facts)

@@ -31,8 +31,9 @@ class _Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header("Content-Type", "application/json")
         text = str(self._error)
-        alarm = {"kind": self._kind.value, "text": text, "channel": ""}
+        alarm = {"kind": self._kind.value, "text": text, "channel": "", "critical": True}
         said = {"code": self._error.code, "error": text, "error_msg": text, "frozen": [text], "alarms": [alarm]}
+        said["status"] = "critical"
         self.finish(msgspec.json.encode(said))
 
 

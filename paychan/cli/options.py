@@ -17,7 +17,7 @@ def find(given: Path) -> Path:
     try:
         return find_settings(given, SERVER)
     except NoSettings as error:
-        fail(str(error), status=2)
+        fail(str(error), status=2, code="configuration")
 
 
 def _find_given(given: Path | None) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -38,8 +38,28 @@ def completed(text: str) -> str:
     return as_called(text, _typed.get("FILE", ""), _kept)
 
 
-def fail(message: str, status: int = 1) -> NoReturn:
-    """End the command with one sentence that names the problem and the next step."""
+class _Mode:
+    """Whether the running command prints JSON."""
+
+    as_json = False
+
+
+def _note_json(context: typer.Context, as_json: bool) -> bool:
+    _Mode.as_json = as_json
+    context.call_on_close(lambda: setattr(_Mode, "as_json", False))
+    return as_json
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_note_json, is_eager=True, help="Print one JSON value, also for errors.")
+]
+
+
+def fail(message: str, status: int = 1, *, code: str = "failed") -> NoReturn:
+    """End the command with one sentence that names the problem and the next step; with --json, as a JSON object."""
+    if _Mode.as_json:
+        out.print_json(data={"code": code, "error": completed(message)})
+        raise typer.Exit(status)
     err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
 

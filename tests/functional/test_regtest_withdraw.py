@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -103,6 +104,12 @@ def test_a_channel_with_two_withdrawals(market_place: Market, tmp_path: Path, di
         thread.join(60)
         assert [receipt.total_paid_sat for receipt in receipts] == [price + 51_000]
         assert channel.record.funding_outpoint == second == f"{began['settlement_txid']}:0"
+        assert system.server is not None
+        (event,) = (
+            line for line in system.server.text().splitlines() if "earnings withdrawn" in line and first in line
+        )
+        assert f"moved_to={second}" in event
+        assert re.search(rf"received_sat={price + 50_000}\b.*fee_sat=[1-9]", event)
         assert node.rpc("gettxout", began["settlement_txid"], 0)["value"] * 100_000_000 == channel.record.funding_sat
 
         channel.pay(60_000)

@@ -1,7 +1,10 @@
-"""The content of `/health`: network, signer, chain, why payments are refused, alarms, and tasks."""
+"""The content of `/health`: a status in one word, network, signer, chain, why payments are refused, alarms, and tasks."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +15,7 @@ from paychan.logs import lost_lines
 from paychan.protocol.channel import State
 from paychan.protocol.errors import ChainUnavailable, MemoryLow, StorageFull
 from paychan.signer_client.base import SignerAbsent, SignerRefused
+from paychan.store.backup import create as backup
 from paychan.store.backup.rebuild import set_aside
 
 
@@ -33,13 +37,14 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
     alarms = (*damaged, *(watcher.alarms if watcher else ()), *unsigned, *_own_alarms(service, problem))
     tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
     content = {
+        "status": _status(alarms, is_frozen=bool(frozen)),
         "network": service.config.network_name,
         "signer": signer,
         "frozen": list(frozen),
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,
         "watcher_last_look": watcher.last_scan if watcher else None,
-        "alarms": [{"kind": alarm.kind.value} for alarm in alarms],
+        "alarms": [{"kind": alarm.kind.value, "critical": alarm.kind.is_critical} for alarm in alarms],
         "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
     }
     if to_operator:
@@ -47,13 +52,38 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
             "signer": signer + absent,
             "frozen": list(frozen.values()),
             "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
-            "alarms": [alarm.shown for alarm in alarms],
+            "alarms": [alarm.shown | {"critical": alarm.kind.is_critical} for alarm in alarms],
             "tasks": tasks,
+            "disk": _disk(service),
+            "backup": await _backup(service),
             "log_lines_lost": lost_lines()[0],
             "awake": service.registry.awake,
         }
     refuses = frozen or service.memory.new_work()
     return 503 if refuses or unsigned or damaged else 200, content
+
+
+def _status(alarms: Sequence[Alarm], *, is_frozen: bool) -> str:
+    """Return "critical" while payments are refused or coins are in danger, "warning" for other alarms, else "ok"."""
+    if is_frozen or any(alarm.kind.is_critical for alarm in alarms):
+        return "critical"
+    return "warning" if alarms else "ok"
+
+
+def _disk(service: Service) -> dict[str, int]:
+    """Return the free bytes of the store's disk, and those that are reserved for settling."""
+    free = shutil.disk_usage(service.config.store_path).free
+    return {"free_bytes": free, "reserve_bytes": service.config.store.reserve_mb * 1_000_000}
+
+
+async def _backup(service: Service) -> dict[str, Any]:
+    """Return directory, file, Unix time and channels of the newest backup in the backup directory; None for each without one."""
+    found = await asyncio.to_thread(backup.newest, service.config.backup_dir, service.config.network_name)
+    directory = str(service.config.backup_dir)
+    if found is None:
+        return {"directory": directory, "path": None, "created_at": None, "channels": None}
+    path, manifest = found
+    return {"directory": directory, "path": str(path), "created_at": manifest.created_at, "channels": manifest.records}
 
 
 def _frozen(service: Service) -> dict[str, str]:

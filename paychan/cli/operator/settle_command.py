@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paychan.cli.options import ConfigOption
+from paychan.cli.terminal import JsonOption
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -35,9 +36,7 @@ def settle(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one per line in hex")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON, with the raw transactions")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Settle every channel of a backup without a server: for a machine whose disk failed. The signer must be running.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paychan.cli.options import ConfigFile
-from paychan.cli.terminal import fail, out, say, show_facts, show_table
+from paychan.cli.options import ConfigFile, find
+from paychan.cli.terminal import JsonOption, fail, out, say, show_facts, show_table, whole
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, relative, sat
 
@@ -23,11 +23,21 @@ _TIMES = {"expires", "opened_at", "time", "median_time"}
 _AMOUNTS = {"value_left", "funding_value", "value_received", "settlement_fee"}
 """Fields of a channel or a block that are Unix times, and those in satoshi."""
 
+_COLOURS = {"ok": "green", "warning": "yellow", "critical": "red"}
 _SECONDS = 30.0
 _LONG_SECONDS = 600.0
 """For commands that sign and broadcast each of many channels before the answer."""
 
-STATUS_EXAMPLES = "[bold]Example[/bold]\n\n  paychan status config/debug/server.toml"
+_UNKNOWN = 3
+_EXIT_STATUS = {"ok": 0, "warning": 1, "critical": 2}
+"""Exit status of `paychan status`, as of monitoring plugins (Nagios, Icinga); `_UNKNOWN`: the server can't be asked."""
+
+STATUS_EXAMPLES = """[bold]Examples[/bold]
+
+  paychan status config/debug/server.toml
+
+  paychan status config/live/server.toml --backup-hours 26 --json
+"""
 
 WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
 
@@ -36,16 +46,51 @@ WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
   paychan withdraw config/live/server.toml --above 1000000
 """
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON")]
+
+def _find_or_unknown(given: Path) -> Path:
+    try:
+        return find(given)
+    except typer.Exit:
+        raise typer.Exit(_UNKNOWN) from None
 
 
-def status(file: ConfigFile, as_json: AsJson = False) -> None:
-    """Show channels by state, the amount at risk and the cost of settling it, and the health of chain and signer."""
-    config = _config(file)
-    health, totals = _ask(config, "GET", "/health"), _ask(config, "GET", "/totals")
+def status(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="server.toml or its directory, such as live", callback=_find_or_unknown),
+    ],
+    backup_hours: Annotated[
+        int, typer.Option(min=0, help="Warn if the newest backup is older than this or missing; 0: never")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show channels by state, the amount at risk and the cost of settling it, and the health of all parts.
+
+    Exit status for monitors: 0 without an alarm, 1 with a warning, 2 while payments are refused or coins are in danger, 3
+    if the server can't be asked.
+    """
+    config = _config(file, _UNKNOWN)
+    health = _ask(config, "GET", "/health", failed=_UNKNOWN)
+    totals = _ask(config, "GET", "/totals", failed=_UNKNOWN)
+    _judge_backup(health["backup"], backup_hours, health)
     if as_json:
-        out.print_json(data={"health": health, "totals": totals})
-        return
+        out.print_json(data={"status": health["status"], "health": health, "totals": totals})
+    else:
+        _show_status(health, totals)
+    raise typer.Exit(_EXIT_STATUS[health["status"]])
+
+
+def _judge_backup(newest: dict[str, Any], limit_hours: int, health: dict[str, Any]) -> None:
+    """Add the age of the newest backup, and an alarm if it is older than the limit."""
+    made = newest["created_at"]
+    age = newest["age_seconds"] = None if made is None else max(0, int(time.time()) - made)
+    if limit_hours and (age is None or age > 3600 * limit_hours):
+        text = f"no backup within {limit_hours} h: {_backup_text(newest)}"
+        health["alarms"].append({"kind": "backup", "text": text, "channel": "", "critical": False})
+        health["status"] = "warning" if health["status"] == "ok" else health["status"]
+
+
+def _show_status(health: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
     _show_health(health)
     say("")
     _show_totals(totals)
@@ -53,7 +98,7 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
     _show_economy(totals, health["network"])
     for alarm in health["alarms"]:
         concerned = f" {alarm['channel']}" if alarm["channel"] else ""
-        say(f"alarm  {alarm['kind']}{concerned}: {alarm['text']}", "red")
+        say(f"alarm  {alarm['kind']}{concerned}: {alarm['text']}", "red" if alarm["critical"] else "yellow")
 
 
 @app.command(
@@ -63,7 +108,7 @@ def list_channels(
     file: ConfigFile,
     state: Annotated[str, typer.Option(help="open, closing, published, closed, lost or unfunded")] = "open",
     limit: Annotated[int, typer.Option(help="Most channels to list, the earliest expiry first")] = 100,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the channels of a state."""
     channels = _ask(_config(file), "GET", f"/channels?state={state}&limit={limit}")["channels"]
@@ -90,7 +135,7 @@ def list_channels(
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels deposits config/live/server.toml")
-def deposits(file: ConfigFile, as_json: AsJson = False) -> None:
+def deposits(file: ConfigFile, as_json: JsonOption = False) -> None:
     """List outputs at channels' addresses that the channels do not use: second, late and short deposits.
 
     They belong to the payers, who get them back with `paychan channel refund` after the expiry.
@@ -120,7 +165,7 @@ def deposits(file: ConfigFile, as_json: AsJson = False) -> None:
 def show(
     file: ConfigFile,
     outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show all details of one channel."""
     _print_channel(_ask(_config(file), "GET", f"/channels/{_path(outpoint)}"), as_json=as_json)
@@ -130,7 +175,7 @@ def show(
 def close(
     file: ConfigFile,
     outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Close a channel: settle the newest payment now."""
     _print_channel(_ask(_config(file), "POST", f"/channels/{_path(outpoint)}/close"), as_json=as_json)
@@ -142,7 +187,7 @@ def withdraw(
     above: Annotated[
         int, typer.Option(min=0, show_default=False, help="All channels that have received at least this many satoshi")
     ] = 0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Settle the earnings of open channels and keep these open; payments wait until the withdrawal is deep in the chain.
 
@@ -181,18 +226,18 @@ def _print_withdrawals(answer: Mapping[str, Any]) -> None:
         )
 
 
-def _config(file: Path) -> ServerConfig:
+def _config(file: Path, failed: int = 2) -> ServerConfig:
     from paychan.config import load_server_config
     from paychan.protocol.settings import SettingsError
 
     try:
         return load_server_config(file)
     except SettingsError as error:
-        fail(str(error), status=2)
+        fail(str(error), status=failed, code="configuration")
 
 
-def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS) -> Any:
-    """Send a request to the running server; any failure ends the command with a sentence."""
+def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS, *, failed: int = 1) -> Any:
+    """Send a request to the running server; a failure ends the command with a sentence and the exit status `failed`."""
     import httpx
     import msgspec
 
@@ -200,28 +245,43 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
 
     running = read_running(config.state_dir)
     if running is None:
-        fail(f"no server uses the state directory {config.state_dir}. Start it: `paychan serve FILE`")
+        reason = f"no server uses the state directory {config.state_dir}. Start it: `paychan serve FILE`"
+        fail(reason, failed, code="no_server")
     try:
         token = config.management_token.read_text()
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.request(method, running.management_url + path, headers=headers, timeout=seconds, trust_env=False)
         body = msgspec.json.decode(answer.content)
     except (OSError, httpx.HTTPError, msgspec.MsgspecError) as error:
-        fail(f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?")
+        reason = f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?"
+        fail(reason, failed, code="no_answer")
     if answer.is_error and "error" in body:
-        fail(str(body["error"]))
+        status = _EXIT_STATUS.get(body.get("status", ""), failed)  # a server without its store or memory has one
+        fail(str(body["error"]), status, code=str(body.get("code", "refused")))
     return body
 
 
 def _show_health(health: Mapping[str, Any]) -> None:
-    frozen = "; ".join(health["frozen"])
+    frozen, disk = "; ".join(health["frozen"]), health["disk"]
+    problems = [task["problem"] for task in health["tasks"] if task["problem"]]
     show_facts(
         "",
+        ("status", Value(health["status"], _COLOURS[health["status"]])),
         ("network", health["network"]),
         ("payments", Value(f"frozen: {frozen}", "red") if frozen else Value("accepted", "green")),
         ("signer", health["signer"]),
         *((name.replace("_", " "), _channel_fact(name, value)) for name, value in health.get("chain", {}).items()),
+        ("disk", f"{disk['free_bytes']:,} bytes free; {disk['reserve_bytes']:,} are reserved for settling"),
+        ("backup", whole(_backup_text(health["backup"]))),
+        ("tasks", Value("; ".join(problems), "red") if problems else f"{len(health['tasks'])} work"),
     )
+
+
+def _backup_text(newest: Mapping[str, Any]) -> str:
+    """Describe the newest backup in the server's backup directory."""
+    if newest["created_at"] is None:
+        return f"none in {newest['directory']}"
+    return f"{moment(newest['created_at'])}, {newest['channels']:,} channels, {newest['path']}"
 
 
 def _show_totals(totals: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from paychan.cli.payer.options import (
     CertificateOption,
     CredentialsOption,
     ElectrumOption,
-    JsonOption,
     NameArgument,
     NodeOption,
     TransactionOption,
@@ -21,7 +20,7 @@ from paychan.cli.payer.options import (
     examples,
     read_transaction,
 )
-from paychan.cli.terminal import completed, err, fail, out, warn
+from paychan.cli.terminal import JsonOption, completed, err, fail, out, warn
 from paychan.shared.wording import sat
 
 if TYPE_CHECKING:

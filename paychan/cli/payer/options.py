@@ -35,7 +35,6 @@ WalletOption = Annotated[
         help="Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for errors.")]
 NodeOption = Annotated[str, typer.Option("--node", envvar="PAYCHAN_NODE", help="Your own bitcoind: http://host:port.")]
 CredentialsOption = Annotated[
     Path | None,

@@ -10,7 +10,6 @@ from paychan.cli.payer.options import (
     CertificateOption,
     CredentialsOption,
     ElectrumOption,
-    JsonOption,
     MaxFeeOption,
     NameArgument,
     NodeOption,
@@ -21,7 +20,7 @@ from paychan.cli.payer.options import (
     examples,
     read_transaction,
 )
-from paychan.cli.terminal import fail, out
+from paychan.cli.terminal import JsonOption, fail, out
 
 REFUND_EXAMPLES = examples(
     "paychan channel refund 4593d97a",

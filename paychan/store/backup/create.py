@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -201,6 +201,14 @@ def copy(path: Path, directory: Path) -> tuple[Path, Manifest]:
     with path.open("rb") as source, new_file(target) as file:
         shutil.copyfileobj(source, file)
     return target, verify(target)
+
+
+def newest(directory: Path, network: str) -> tuple[Path, Manifest] | None:
+    """Return the newest backup of a network in a directory by its manifest, which is not verified; None without one."""
+    for path in sorted(directory.glob(f"paychan-{network}-*{SUFFIX}"), reverse=True):
+        with suppress(BackupError, OSError):
+            return path, read_manifest(path)
+    return None
 
 
 def listing(directory: Path) -> list[tuple[Path, Manifest | BackupError]]:
