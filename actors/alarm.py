@@ -27,6 +27,7 @@ class Kind(Enum):
     PINNED = "pinned"  # transactions that others attached to a settlement make its replacement too expensive
     # a settlement past its deadline costs more than settlement.max_fee_percent, or the relay minimum is above the cap
     FEE = "fee"
+    APPLICATION = "application"  # the operator's application gives no valid answers
     LOST = "lost"  # a transaction of another party spent the funding output
 
     @property

@@ -31,20 +31,19 @@ from paychan.api.no_store import waiting_room
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.api.stream.handler import close_all
-from paychan.callback.http import HttpApplication
-from paychan.callback.signing import KeyFileError, load_keys
+from paychan.callback.outbox import Outbox
 from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
-from paychan.parts import StartError, make_chain, make_signer, make_state_dir
+from paychan.parts import StartError, make_application, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat
 from paychan.running import Running, remove_running, write_running
 from paychan.shared.stuck import end_when_stuck
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.rebuild import finish_rebuild, rebuild
-from paychan.store.base import Store, StoreDamaged, StoreFailed
+from paychan.store.base import StoreDamaged, StoreFailed
 from paychan.store.leveldb.directory import WHAT_TO_DO, WRITE_BUFFER_BYTES, noted_damage
 from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervised, Supervisor
@@ -176,14 +175,13 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         reserve = DiskReserve(config.store_path, config.store.reserve_mb * 1_000_000, WRITE_BUFFER_BYTES)
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
-        observers = Observers(EventLog(everything=config.log.level == "debug"))
+        application, outbox = make_application(config, store)
+        if application is not None:
+            stack.push_async_callback(application.close)
+        observers = Observers(EventLog(everything=config.log.level == "debug"), *([outbox] if outbox else []))
         commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, observers)
         supervisor.guest("group commit", lambda: commits.last_success)
         stack.push_async_callback(commits.close)
-        application = None
-        if config.callback.url:
-            application = _application(config)
-            stack.push_async_callback(application.close)
         context = Context(
             network=config.bitcoin_network,
             rules=config.rules,
@@ -208,16 +206,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         )
         _watch_room(commits, memory, reserve, supervisor)
         supervisor.run("disk reserve", reserve.run)
-        yield _service(config, context, supervisor, descriptors, memory)
-
-
-def _application(config: ServerConfig) -> HttpApplication:
-    try:
-        keys = load_keys(config.callback_keys)
-    except KeyFileError as error:
-        raise StartError(str(error)) from None
-    where = config.callback
-    return HttpApplication(where.url, where.timeout_seconds, config.bitcoin_network, keys, wall_clock)
+        yield _service(config, context, supervisor, descriptors, memory, outbox)
 
 
 def _watch_room(commits: GroupCommit, memory: Memory, reserve: DiskReserve, supervisor: Supervisor) -> None:
@@ -255,7 +244,7 @@ def _descriptors(config: ServerConfig) -> Descriptors:
     return found
 
 
-async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
+async def _open_store(config: ServerConfig, reserve: DiskReserve) -> LevelDbStore:
     """Open the store, after rebuilding it if it is damaged, and with space from the reserve if the disk is full.
 
     While the disk is too full even for that, answer requests with `StorageFull` and try again.
@@ -317,7 +306,12 @@ async def _no_store(config: ServerConfig, error: PaychanError, kind: Kind) -> As
 
 
 def _service(
-    config: ServerConfig, context: Context, supervisor: Supervisor, descriptors: Descriptors, memory: Memory
+    config: ServerConfig,
+    context: Context,
+    supervisor: Supervisor,
+    descriptors: Descriptors,
+    memory: Memory,
+    outbox: Outbox | None,
 ) -> Service:
     serving = Serving(context)
     settling = Settling(
@@ -329,7 +323,7 @@ def _service(
         stale_seconds=config.chain.stale_tip_minutes * 60,
         show_seconds=config.signer.show_seconds,
     )
-    return Service(config, context, serving.registry, serving.opener, settling, descriptors, supervisor, memory)
+    return Service(config, context, serving.registry, serving.opener, settling, descriptors, outbox, supervisor, memory)
 
 
 @contextlib.asynccontextmanager

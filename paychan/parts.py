@@ -12,6 +12,10 @@ import stat
 from pathlib import Path
 from typing import assert_never
 
+from actors.context import wall_clock
+from paychan.callback.http import HttpApplication
+from paychan.callback.outbox import Outbox
+from paychan.callback.signing import KeyFileError, load_keys
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.chain.bitcoind.wallet import LONG_SECONDS
@@ -23,6 +27,7 @@ from paychan.protocol.wire.signer_messages import HealthReply
 from paychan.shared.places import how_to_make
 from paychan.signer_client.limits import contradictions
 from paychan.signer_client.unix import UnixSigner
+from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervisor
 
 _RESCAN_PATIENCE_SECONDS = 1.0
@@ -138,3 +143,26 @@ async def open_chain(config: ServerConfig, source: str) -> Chain:
         await chain.close()
         raise StartError(str(error)) from error
     return chain
+
+
+def make_application(config: ServerConfig, store: LevelDbStore) -> tuple[HttpApplication | None, Outbox | None]:
+    """Create the two ways to the application, if one is configured: questions, and messages that wait in the store.
+
+    Raises:
+        StartError: the file of the keys can't be used.
+    """
+    callback = config.callback
+    if not callback.url:
+        return None, None
+    try:
+        keys = load_keys(config.callback_keys)
+    except KeyFileError as error:
+        raise StartError(str(error)) from None
+    application = HttpApplication(
+        callback.url, callback.timeout_seconds, config.bitcoin_network, keys=keys, clock=wall_clock
+    )
+    if not callback.events:
+        return application, None
+    outbox = Outbox(store, application, wall_clock)
+    store.announce_by(outbox.announce)
+    return application, outbox

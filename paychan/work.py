@@ -17,6 +17,7 @@ from time import monotonic
 import structlog
 
 from paychan.api.service import Service
+from paychan.callback.outbox import OUTBOX_PATIENCE_SECONDS
 from paychan.chain.base import ChainFailed, WrongNetwork
 from paychan.parts import StartError
 from paychan.signer_client.base import SignerAbsent, SignerRefused, SignerUnfit
@@ -55,6 +56,9 @@ class Work:
         for name, ask in contacts:
             self._run(f"{name} contact", partial(self._contact, name, ask), endless=False)
         self._run("missing channels", service.missing.run)
+        if service.outbox is not None:
+            outbox = service.supervisor.run("messages", service.outbox.run, patience_seconds=OUTBOX_PATIENCE_SECONDS)
+            self._tasks.append(outbox)
         if service.settling is not None and service.settling.showing is not None:
             self._run("payments shown", service.settling.showing.run)
 

@@ -80,7 +80,9 @@ def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) 
     text, fields = (str(error), error.fields) if to_operator else public_text_and_fields(error)
     headers = []
     if isinstance(error, Unavailable | TooManyRequests):
-        headers = [("Retry-After", str(error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
+        seconds = error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)
+        headers = [("Retry-After", str(seconds))]
+        fields = {**fields, "retry_after": seconds}  # a stream has no headers
     if isinstance(error, Unauthorized):
         # RFC 9110 15.5.2: a 401 "MUST send a WWW-Authenticate header field"
         headers = [("WWW-Authenticate", "Bearer")]

@@ -20,6 +20,7 @@ from paychan.api.budgets.descriptors import Descriptors
 from paychan.api.budgets.request_rates import RequestRates
 from paychan.api.budgets.stream_slots import StreamSlots
 from paychan.api.budgets.turns import Turns
+from paychan.callback.outbox import Outbox
 from paychan.config import ServerConfig
 from paychan.memory import Memory
 from paychan.missing import MissingChannels
@@ -39,6 +40,8 @@ class Service:
     settling: Settling | None
     """The role that settles, if this process has it."""
     descriptors: Descriptors
+    outbox: Outbox | None = None
+    """Delivers messages to the application, if one is configured."""
     supervisor: Supervisor = field(default_factory=Supervisor)
     memory: Memory = field(default_factory=Memory)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)

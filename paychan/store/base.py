@@ -26,6 +26,14 @@ class Change(Struct, frozen=True):
     channel: Channel
 
 
+class Message(Struct, frozen=True):
+    """A message to the application about a channel, as it waits in the store."""
+
+    key: bytes
+    outpoint: OutPoint
+    body: bytes
+
+
 class StoreFailed(Exception):
     """The disk or the database failed: the stored state is unknown. The process must stop; the store is the truth."""
 
@@ -100,6 +108,22 @@ class Store(Protocol):
 
         Raises:
             StoreFailed: also while iterating, if a part of the store can't be read.
+        """
+
+    async def messages(self, after: bytes = b"", limit: int = 100) -> Sequence[Message]:
+        """List messages to the application that wait, by channel and then in the order of its changes.
+
+        A message is written in one write with the change that it tells. A page begins behind the key `after`.
+
+        Raises:
+            StoreFailed: the store could not be read.
+        """
+
+    async def delivered(self, key: bytes) -> None:
+        """Remove a message. After a power cut it may be there again.
+
+        Raises:
+            StoreFailed: the store could not be written.
         """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import stat
 import threading
 import time
@@ -16,7 +17,9 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from paychan.protocol.payment import Payment, encode_v1
+from paychan.protocol.wire.payment_frames import Said
 from paychan.protocol.wire.rbpcp import Dialect
+from tests.api.streams import open_stream, pay_frame
 from tests.api.wire import connect, read_all, statuses
 from tests.lib.application import Application, Question, Reply, no, yes
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
@@ -218,6 +221,26 @@ def test_a_silent_application_is_asked_again(
     assert len(set(application.keys)) == 1
     assert payer_v1.pay(payment).json()["value_received"] == 0
     assert len(application.questions) == 2
+
+
+@GIVES_UP
+@pytest.mark.usefixtures("silence")
+def test_fault_49_silence_is_503_with_retry_after_at_every_door(payer_v1: V1, payer_v2: V2) -> None:
+    """v1, v2 and both kinds of frames of a stream name the pending payment, and the time after which to ask again."""
+    for payer in (payer_v1, payer_v2):
+        change_sat = FUNDING_SAT - 150_000
+        refused = payer.pay(payer.payer.payment(150_000))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        shown = refused.json()
+        assert (shown["code"], shown["change_sat"], shown["retry_after"]) == ("payment_pending", change_sat, 5)
+    later = payer_v2.payer.payment(160_000)
+    with open_stream(payer_v2) as stream:
+        stream.send(payer_v2.body(later).decode())
+        text = json.loads(stream.recv(timeout=30))
+        [answer] = pay_frame(stream, [later])
+    assert isinstance(answer, Said)
+    assert (text.pop("status"), answer.status) == (503, 503)
+    assert text == json.loads(answer.body) == shown
 
 
 @GIVES_UP

@@ -452,3 +452,36 @@ async def test_due_channels_are_found_without_reading_the_rest(backend: Backend)
         assert [channel async for channel in walk(store, State.OPEN, rest[0].terms.expiry.lock_time)] == due
     await store.close()
     assert quiet == []
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+async def test_fault_48_messages_are_written_with_their_change(backend: Backend) -> None:
+    """They wait in the order of a channel's changes, also in the next process, until each is removed."""
+    store = backend.open()
+    store.announce_by(  # type: ignore[attr-defined]
+        lambda before, after: [f"{after.state.value} {after.seq}".encode()] * (2 if before is None else 1)
+    )
+    channels = sorted(many(3), key=lambda channel: channel.outpoint.serialize())
+    await put(store, *channels)
+    closing = [replace(channel, seq=300, state=State.CLOSING) for channel in channels]
+    assert all(await store.commit([Change(a, b) for a, b in zip(channels, closing, strict=True)]))
+    same = [replace(channel, seq=301) for channel in closing]
+    assert all(await store.commit([Change(a, b) for a, b in zip(closing, same, strict=True)]))
+    assert list(await store.commit([Change(channels[0], same[0])])) == [False]
+    await store.close()
+    store = backend.open()
+    bodies = [f"open {channels[0].seq}".encode()] * 2 + [b"closing 300"]
+    waiting = list(await store.messages())
+    assert [(message.outpoint, message.body) for message in waiting] == [
+        (channel.outpoint, body) for channel in channels for body in bodies
+    ]
+    assert list(await store.messages(waiting[3].key, 2)) == waiting[4:6]
+    await store.delivered(waiting[4].key)
+    await store.delivered(waiting[4].key)
+    assert list(await store.messages()) == waiting[:4] + waiting[5:]
+    assert [channel async for channel in walk(store, State.CLOSING)] == sorted(
+        same, key=lambda channel: (channel.terms.expiry.lock_time, channel.outpoint.serialize())
+    )
+    await store.close()

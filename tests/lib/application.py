@@ -47,6 +47,9 @@ class Application:
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
+        self.events: list[Question] = []
+        """The messages about channels, whatever their answer was."""
+        self.answer_event: Callable[[Question], Reply] = lambda _: Reply(204, b"")
         self.answer: Callable[[Question], Reply] = lambda _: yes()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -75,7 +78,9 @@ class Application:
     def forget(self) -> None:
         """Start over: no requests recorded, and every payment is accepted."""
         self.questions.clear()
+        self.events.clear()
         self.answer = lambda _: yes()
+        self.answer_event = lambda _: Reply(204, b"")
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         application = self
@@ -86,8 +91,12 @@ class Application:
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
                 question = Question(self.path, dict(self.headers), json.loads(raw), raw)
-                application.questions.append(question)
-                reply = application.answer(question)
+                if self.path.endswith("/value_received"):
+                    application.questions.append(question)
+                    reply = application.answer(question)
+                else:
+                    application.events.append(question)
+                    reply = application.answer_event(question)
                 if not reply.status:
                     self.close_connection = True
                     return

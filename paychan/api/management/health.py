@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from actors.alarm import Alarm, Kind, about
+from actors.alarm import Alarm, Kind, about, utc
 from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
@@ -137,7 +137,21 @@ def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
     low = service.memory.new_work()
     if low is not None:
         alarms.append(Alarm(Kind.MEMORY, str(low)))
+    alarms += _silence(service)
     lost, failing = lost_lines()
     if failing:
         alarms.append(Alarm(Kind.LOG, f"the log can't be written; {lost} lines were lost"))
     return alarms
+
+
+def _silence(service: Service) -> list[Alarm]:
+    """Return the alarm about an application that has given no valid answer for `callback.alarm_minutes`."""
+    application, limit = service.context.application, 60 * service.config.callback.alarm_minutes
+    silence = application.silence if application is not None else None
+    if silence is None or service.context.clock() - silence.since < limit:
+        return []
+    text = (
+        f"the application has given no valid answer since {utc(silence.since)} ({silence.reason}). Payments wait for it; "
+        "messages about channels wait in the store"
+    )
+    return [Alarm(Kind.APPLICATION, text)]

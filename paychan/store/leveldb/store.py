@@ -1,6 +1,7 @@
 """The default store: one LevelDB directory, used by one process.
 
-Keys (`keys.py`): a channel has one record and one index entry, which moves in the batch that writes the record. `z`, with
+Keys (`keys.py`): a channel has one record and one index entry, which moves in the batch that writes the record; messages
+to the application wait beside them. `z`, with
 format and network, sorts behind all others on purpose: plyvel ends a walk without an error when the last blocks are damaged, so a walk that met no key behind its range was truncated.
 
 Damage: a record or a block that can't be read is counted in `damage` and left out, and all others are found: where the
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -32,7 +34,7 @@ from paychan.protocol.expiry import MAX_EXPIRY
 from paychan.protocol.record import decode_record
 from paychan.protocol.types import OutPoint
 from paychan.shared.leveldb_files import error_text
-from paychan.store.base import Damage, StoreFailed
+from paychan.store.base import Damage, Message, StoreFailed
 from paychan.store.leveldb.directory import (
     WHAT_TO_DO,
     WRITE_BUFFER_BYTES,
@@ -41,7 +43,15 @@ from paychan.store.leveldb.directory import (
     open_directory,
 )
 from paychan.store.leveldb.entries import UNREADABLE, MissingKeys, entries
-from paychan.store.leveldb.keys import OUTPOINT_BYTES, RECORD, index_begin, index_key
+from paychan.store.leveldb.keys import (
+    MESSAGE,
+    OUTPOINT_BYTES,
+    RECORD,
+    index_begin,
+    index_key,
+    outpoint_of_message,
+    read_outpoint,
+)
 from paychan.store.leveldb.writer import CLOSED, Writer
 
 T = TypeVar("T")
@@ -49,7 +59,7 @@ Ts = TypeVarTuple("Ts")
 
 log = structlog.get_logger("store")
 
-_RECORDS_END = bytes([RECORD[0] + 1])
+_RECORDS_END, _MESSAGES_END = bytes([RECORD[0] + 1]), bytes([MESSAGE[0] + 1])
 
 _READERS = 2
 
@@ -65,6 +75,7 @@ class LevelDbStore:
         self._lock = lock
         self._writer = Writer(database, lock, self._get, self._write_damaged)
         self.commit = self._writer.commit
+        self.delivered = self._writer.remove
         self.guard_disk = self._writer.guard_disk
         self._readers = ThreadPoolExecutor(_READERS, "store-reader")
         together = threading.Barrier(_READERS)  # starts all threads now, while there is memory for them
@@ -179,6 +190,26 @@ class LevelDbStore:
             with closing(entries(moment, RECORD, _RECORDS_END, self._block_damaged, fill_cache=False)) as records:
                 self._missing.search(keys(), is_readable)
 
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def announce_by(self, announce: Callable[[Channel | None, Channel], Sequence[bytes]]) -> None:
+        """Write the messages that this function returns together with each change of a channel's state.
+
+        It is called with the record before, if any, and the new one, in any thread. It must not raise.
+        """
+        self._writer.announce = announce
+
+    async def messages(self, after: bytes = b"", limit: int = 100) -> Sequence[Message]:
+        """See `Store`."""
+        return await self._run(self._readers, self._messages, after + b"\x00" if after else MESSAGE, limit)
+
+    def _messages(self, begin: bytes, limit: int) -> list[Message]:
+        with (
+            self._database.snapshot() as moment,
+            closing(entries(moment, begin, _MESSAGES_END, self._block_damaged)) as found,
+        ):
+            return [Message(key, outpoint_of_message(key), body) for key, body in islice(found, limit)]
+
     # --- damage -----------------------------------------------------------------------------------------------------
 
     @property
@@ -187,7 +218,7 @@ class LevelDbStore:
         return self._damage
 
     def _record_damaged(self, outpoint: bytes, reason: str) -> None:
-        channel = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
+        channel = read_outpoint(outpoint)
         if channel not in self._damage.records:
             self._damage = replace(self._damage, records={**self._damage.records, channel: reason})
             log.error("damaged record", channel=str(channel), reason=reason)

@@ -27,7 +27,7 @@ from paychan.protocol.record import encode_record
 from paychan.protocol.types import OutPoint
 from paychan.shared.leveldb_files import error_text
 from paychan.store.base import Change, StoreDamaged, StoreFailed
-from paychan.store.leveldb.keys import RECORD, index_key
+from paychan.store.leveldb.keys import RECORD, index_key, message_key
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -139,6 +139,8 @@ class Writer(WriterThread):
         self._known: OrderedDict[OutPoint, _Known] = OrderedDict()
         self._failure: Exception | None = None
         self._low_bytes = 0
+        self.announce: Callable[[Channel | None, Channel], Sequence[bytes]] = _no_messages
+        """Returns the messages that are written together with a change of state; must not raise. Called in any thread."""
 
     def guard_disk(self, low_bytes: int, make_room: Callable[[int], None]) -> None:
         """Before a write, call `make_room` with its bytes if less than `low_bytes` are free; in the writer's thread."""
@@ -216,6 +218,17 @@ class Writer(WriterThread):
             batch.put(index_key(channel.state, channel.terms.expiry.lock_time, key[1:]), b"")
             if stored is not None:
                 batch.delete(index_key(stored.state, stored.terms.expiry.lock_time, key[1:]))
+            for number, message in enumerate(self.announce(stored, channel)):
+                batch.put(message_key(key[1:], channel.seq, number), message)
+
+    async def remove(self, key: bytes) -> None:
+        """Remove a message that was delivered, without a sync: after a power cut it may be there again."""
+        batch = self._database.write_batch(sync=False)
+        batch.delete(key)
+        try:
+            await self.run(self._write, batch)
+        except RuntimeError as error:  # the thread is shut down
+            raise StoreFailed(CLOSED) from error
 
     def _write(self, batch: plyvel.WriteBatch) -> None:
         """Write a batch, synced; runs in the writer's thread."""
@@ -247,3 +260,7 @@ class Writer(WriterThread):
             msg = f"{error_text(error)}; the next start rebuilds the store from all records that can be read"
             return StoreDamaged(msg)
         return StoreFailed(error_text(error))
+
+
+def _no_messages(_before: Channel | None, _after: Channel) -> Sequence[bytes]:
+    return ()

@@ -1,0 +1,200 @@
+"""Messages about a channel's life: each arrives at a real application, in order, also after kills of either side."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from standardwebhooks import Webhook
+
+from tests.lib.application import Application, Question, Reply
+from tests.lib.rbpcp import V1, V2, Payer
+from tests.lib.system import System
+
+FUNDING_SAT = 12_345_678_900_000
+KEY = f"whsec_{base64.b64encode(bytes(32)).decode()}"
+SILENT, SERVER_ERROR = Reply(0, b""), Reply(500, b"")
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    with Application() as running:
+        yield running
+
+
+@pytest.fixture
+def system(tmp_path: Path, application: Application) -> Iterator[System]:
+    key_file = tmp_path / "key"
+    key_file.write_text(KEY)
+    key_file.chmod(0o600)
+    settings = {
+        "callback": f'url = "{application.url}"\ntimeout_seconds = 1\nalarm_minutes = 0\nkey_file = "{key_file}"'
+    }
+    with System(tmp_path / "system", sections=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=30) as client:
+        yield client
+
+
+def opened(system: System, http: httpx.Client, paid_sat: int = 100_000) -> V1:
+    """A new v1 channel."""
+    v1 = V1(system.url, Payer(), http)
+    assert v1.open(v1.payer.payment(paid_sat)).status_code == 201
+    return v1
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def told(application: Application, channel: V1 | V2) -> list[str]:
+    """The kinds of messages about a channel, in the order of their first arrival."""
+    kinds = [each.body["type"] for each in application.events if each.body["channel_id"] == str(channel.payer.outpoint)]
+    return list(dict.fromkeys(kinds))
+
+
+def test_fault_48_the_opening_payment_is_told(application: Application, system: System, http: httpx.Client) -> None:
+    """A signed message names the channel and its sum; it has all keys of the page."""
+    v1 = opened(system, http)
+    until(lambda: application.events)
+    [event] = application.events
+    name = str(v1.payer.outpoint)
+    assert event.path == "/app/channel_event"
+    assert Webhook(KEY).verify(event.raw, {key.lower(): value for key, value in event.headers.items()}) == event.body
+    assert event.headers["webhook-id"] == event.body["idempotency_key"]
+    assert event.body["idempotency_key"].startswith(f"{name}:opened:1:")
+    assert abs(event.body.pop("time") - time.time()) < 30
+    assert event.body == {
+        "version": 1,
+        "type": "opened",
+        "channel_id": name,
+        "idempotency_key": event.body["idempotency_key"],
+        "sequence": 1,
+        "client_pubkey": v1.payer.public_key.hex(),
+        "chan_total_capacity": FUNDING_SAT,
+        "received_sat": 100_000,
+        "restored": False,
+        "reason": None,
+        "txid": None,
+        "fee_sat": None,
+        "client_fee_sat": None,
+        "settled_channels": None,
+        "continues_at": None,
+    }
+
+
+def test_fault_48_closing_and_settled_are_told_with_sum_fee_and_txid(
+    application: Application, system: System, http: httpx.Client
+) -> None:
+    """The fee that a client offers at closing is no payment: the sum is without it."""
+    v2 = V2(system.url, Payer(), http)
+    assert v2.open(v2.payer.payment(100_000)).status_code == 201
+    assert v2.pay(v2.payer.payment(150_000)).status_code == 200
+    closed = v2.close(v2.payer.payment(151_000)).json()
+    until(lambda: told(application, v2) == ["opened", "closing", "settled"])
+    closing, settled = (each.body for each in application.events[-2:])
+    assert (closing["reason"], closing["received_sat"], closing["client_fee_sat"]) == ("client", 150_000, 1_000)
+    assert closing["txid"] is closing["fee_sat"] is None
+    assert (settled["txid"], settled["received_sat"], settled["settled_channels"]) == (
+        closed["settlement_txid"],
+        150_000,
+        1,
+    )
+    assert settled["fee_sat"] >= 1_000
+    assert closing["sequence"] < settled["sequence"]
+
+
+def test_fault_48_messages_survive_kills_and_arrive_in_order(
+    application: Application, system: System, http: httpx.Client
+) -> None:
+    """With a silent application a channel opens and settles; the server is killed; all messages come later, in order."""
+    application.answer_event = lambda _: SILENT
+    first, second = opened(system, http), opened(system, http)
+    began = time.monotonic()
+    assert first.close(first.payer.payment(100_000)).status_code == 202
+    assert time.monotonic() - began < 1
+    assert system.channel(first.payer.outpoint)["status"] == "closed"
+    system.kill_server()
+    application.forget()
+    application.answer_event = lambda _: SILENT
+    system.start_server()
+    until(lambda: application.events)
+    application.answer_event = lambda _: Reply(200, b"thanks")
+    until(lambda: told(application, first) == ["opened", "closing", "settled"])
+    until(lambda: told(application, second) == ["opened"])
+    silent = application.events[0].headers["webhook-id"]
+    assert [each.headers["webhook-id"] for each in application.events].count(silent) >= 2
+    application.events.clear()
+    system.restart_server()
+    third = opened(system, http)
+    until(lambda: told(application, third) == ["opened"])
+    again = [*told(application, first), *told(application, second)]
+    assert len(again) <= 1  # the kill may come between an acknowledgement and the removal
+
+
+def test_a_message_that_is_refused_keeps_no_other_channel_waiting(
+    application: Application, system: System, http: httpx.Client
+) -> None:
+    """Only the channel of the refused message pauses, and its later messages wait for the refused one."""
+    bad = V1(system.url, Payer(), http)
+    names = {str(bad.payer.outpoint)}
+
+    def answer(question: Question) -> Reply:
+        return SERVER_ERROR if question.body["channel_id"] in names else Reply(204, b"")
+
+    application.answer_event = answer
+    assert bad.open(bad.payer.payment(100_000)).status_code == 201
+    assert bad.close(bad.payer.payment(100_000)).status_code == 202
+    good = [opened(system, http) for _ in range(3)]
+    until(lambda: all(told(application, each) == ["opened"] for each in good))
+    assert told(application, bad) == ["opened"]
+    names.clear()
+    until(lambda: told(application, bad) == ["opened", "closing", "settled"])
+
+
+def test_a_silent_application_is_an_alarm(application: Application, system: System, http: httpx.Client) -> None:
+    """After `callback.alarm_minutes` `/health` shows the alarm with the reason; an answer ends it; payments go on."""
+    application.answer_event = lambda _: Reply(404, b"")
+    v1 = opened(system, http)
+
+    def alarms() -> list[str]:
+        shown = system.manage("GET", "/health").json()["alarms"]
+        return [each["text"] for each in shown if each["kind"] == "application"]
+
+    until(alarms)
+    assert "status 404" in alarms()[0]
+    assert v1.pay(v1.payer.payment(150_000)).status_code == 200
+    application.answer_event = lambda _: Reply(204, b"")
+    until(lambda: not alarms())
+
+
+@pytest.mark.parametrize("limit", ["events = false", ""])
+def test_only_paid_channels_are_told_and_only_if_configured(
+    tmp_path: Path, application: Application, http: httpx.Client, limit: str
+) -> None:
+    """A channel that paid nothing leaves no message; `callback.events = false` ends all of them."""
+    sections = {
+        "callback": f'url = "{application.url}"\n{limit}',
+        "open": "base_price_sat = 0\nadd_settlement_fee = false",
+    }
+    with System(tmp_path / "free", sections=sections) as system:
+        opened(system, http, 0)
+        paid = opened(system, http, 1_000)
+        if limit:
+            time.sleep(1)
+            assert application.events == []
+        else:
+            until(lambda: application.events)
+            assert [each.body["channel_id"] for each in application.events] == [str(paid.payer.outpoint)]
