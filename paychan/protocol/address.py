@@ -140,6 +140,9 @@ def _has_bech32_prefix(text: str) -> bool:
 
 def _read_bech32(text: str) -> tuple[bytes, list[Network]]:
     """Return the scriptPubKey of a witness address and its networks. Raises ValueError."""
+    if text.count("1") > 1:
+        msg = "the character 1 after the prefix, which bech32 does not have (l, i or j?)"
+        raise ValueError(msg)
     decoded = decode(text)
     version, program = witness_program(decoded)
     script = witness_script(version, program)

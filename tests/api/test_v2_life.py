@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 from bitcoin.core import CTransaction
+from coincurve import PrivateKey
 
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.types import Network
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret
 from tests.api.both_paths import BOTH_PATHS
+from tests.lib.channels import scripts_of
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System
 
@@ -50,6 +52,24 @@ def test_a_channel_is_opened_paid_and_closed(system: System, v2: V2) -> None:
         "settlement_txid": system.channel(payer.outpoint)["settlement_txid"],
         "application_data": "",
     }
+
+
+@pytest.mark.parametrize("kind", ["p2wpkh", "p2wsh", "p2tr"])
+def test_fault_43_change_may_go_to_a_witness_address(system: System, v2: V2, kind: str) -> None:
+    """Open, pay, and close to another address of the type, named in upper case: the settlement pays there."""
+    payer = v2.payer
+    payer.change_script = scripts_of(payer.public_key)[kind]
+    payer.change_address = encode_address(payer.change_script, Network.TEST)
+    assert v2.open(payer.payment(100_000)).status_code == 201
+    assert v2.pay(payer.payment(150_000)).status_code == 200
+    last = scripts_of(PrivateKey().public_key.format())[kind]
+
+    closed = v2.close(payer.payment(160_000, last), change_address=encode_address(last, Network.TEST).upper())
+
+    assert closed.status_code == 200, closed.text
+    raw = bytes.fromhex(system.channel(payer.outpoint)["settlement_transaction"])
+    change = CTransaction.deserialize(raw).vout[0]
+    assert (change.nValue, bytes(change.scriptPubKey)) == (FUNDING_SAT - 160_000, last)
 
 
 def test_the_location_of_an_opening_is_usable_unchanged(v2: V2) -> None:

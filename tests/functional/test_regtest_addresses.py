@@ -33,6 +33,7 @@ REFUSED = [
     ("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "address of the live network"),
     ("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx", "address of the test network"),
     ("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt08q", "wrong checksum"),
+    ("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt081", "the character 1 after the prefix"),
     ("bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt08O", "mixed"),
     ("bcrt1pfeesnyr2tx", "witness version 1 with 2 bytes, whose outputs need no signature"),
 ]

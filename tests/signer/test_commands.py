@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from paychan.protocol.address import decode_address
+from paychan.protocol.types import Network
 from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, Refusal, SettlementReply
 from paychan.shared.called import as_called
 from paychan.shared.words import to_words
@@ -294,6 +296,25 @@ def test_rotated_destination_keeps_comments_and_the_old_address(place: Place) ->
     config = commands.config_with_seed(place.file)
     assert config.settlement.destination_address == ADDRESSES[0]
     assert config.settlement.previous_addresses == (ADDRESSES[1],)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080",
+        "bcrt1p0xlxvlhemja6c4dqv22uapctqupfhlxm9h8z3k2e72q4k9hcz7vqc8gma6",
+        "BCRT1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KYGT080",
+    ],
+)
+def test_fault_43_the_destination_becomes_a_witness_address(place: Place, address: str) -> None:
+    """`rotate destination` takes it; the earlier address stays allowed, and so does this one after the next change."""
+    place.file.write_text(COMMENTED)
+    assert call("rotate", "destination", place.file, address).status == 0
+    assert call("rotate", "destination", place.file, ADDRESSES[1]).status == 0
+
+    config = commands.config_with_seed(place.file)
+    assert config.settlement.previous_addresses == (ADDRESSES[0], address)
+    assert decode_address(address, Network.REGTEST) in config.previous_scripts
 
 
 def test_destination_is_set_for_the_first_time(place: Place) -> None:
