@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from actors.alarm import Alarm, Kind, about, utc
+from actors.alarm import Alarm, Kind, about
 from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
 from paychan.protocol.errors import ChainUnavailable, MemoryLow, StorageFull
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.store.backup import create as backup
+from paychan.shared.wording import moment
 from paychan.store.backup.rebuild import set_aside
 
 
@@ -151,7 +152,7 @@ def _silence(service: Service) -> list[Alarm]:
     if silence is None or service.context.clock() - silence.since < limit:
         return []
     text = (
-        f"the application has given no valid answer since {utc(silence.since)} ({silence.reason}). Payments wait for it; "
+        f"the application has given no valid answer since {moment(silence.since)} ({silence.reason}). Payments wait for it; "
         "messages about channels wait in the store"
     )
     return [Alarm(Kind.APPLICATION, text)]
