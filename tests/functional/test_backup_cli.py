@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_a_lost_store_is_restored(operator: Operator) -> None:
     assert "30,000 sat" in output
 
     (operator.state / "store").rename(operator.home / "lost")
-    output = operator.runs("restore", first, operator.config)
+    output = operator.runs("restore", operator.config, first)
     assert f"restored {operator.state / 'store'}" in output
     assert re.search(r"accepted after .*Z \(.* ago\) are not in it", output)
     operator.runs("create", operator.config, "--to", operator.home / "elsewhere")
@@ -102,10 +103,82 @@ def test_list_and_verify_recognise_a_damaged_backup(operator: Operator) -> None:
     assert f"good {good}" in output
 
 
+def test_fault_58_every_command_prints_json(operator: Operator) -> None:
+    """With --json each command prints one JSON value: what it did, or the error."""
+    made = json.loads(operator.runs("create", operator.config, "--json"))
+    (backup,) = operator.backups()
+    assert (made["path"], made["manifest"]["records"]) == (str(backup), len(State))
+    assert json.loads(operator.runs("list", operator.config, "--json")) == [made]
+    bad = backup.with_name("paychan-debug-20200101T000000Z.backup")
+    bad.write_bytes(backup.read_bytes()[:-100])
+    damaged, good = json.loads(operator.runs("verify", bad, backup, "--json", status=1))
+    assert (good, damaged["code"], damaged["path"]) == (made, "damaged", str(bad))
+    assert set(json.loads(operator.runs("restore", operator.config, backup, "--json", status=1))) == {"code", "error"}
+
+    store = operator.state / "store"
+    store.rename(operator.home / "lost")
+    assert json.loads(operator.runs("restore", operator.config, backup, "--json"))["path"] == str(store)
+    found = json.loads(operator.runs("salvage", operator.config, "--to", operator.home / "salvaged", "--json"))
+    assert (found["manifest"]["records"], found["record_lost"], found["older"]) == (len(State), [], [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("backup", "create", "nowhere.toml"),
+        ("backup", "list", "nowhere.toml"),
+        ("backup", "prune", "nowhere.toml", "--keep", 1),
+        ("backup", "salvage", "nowhere.toml"),
+        ("channel", "pay", "nothing", 1, "--wallet", "."),
+        ("channel", "list", "--wallet", "server.toml"),
+        ("channels", "list", "server.toml"),
+        ("channels", "show", "server.toml", "x"),
+        ("channels", "close", "nowhere.toml", "x"),
+        ("channels", "deposits", "server.toml"),
+        ("settle", "--offline", "nowhere.backup", "--config", "server.toml"),
+        ("settle", "--offline", "nowhere.backup", "--config", "nowhere.toml"),
+        ("withdraw", "server.toml"),
+    ],
+    ids=lambda words: " ".join(map(str, words[:3])),
+)
+def test_fault_58_errors_are_json_too(operator: Operator, arguments: tuple[object, ...]) -> None:
+    """With --json an error is an object with a code and a sentence, and nothing else is printed."""
+    operator.home.chmod(0o700)
+    command = [PAYCHAN, *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=operator.home)
+
+    assert done.returncode in (1, 2), done
+    assert {"code", "error"} <= set(json.loads(done.stdout))
+    assert done.stderr == ""
+
+
+def test_fault_58_old_backups_are_removed(operator: Operator) -> None:
+    """`prune` keeps the newest readable ones of each network; damaged ones are neither counted nor removed."""
+    operator.runs("create", operator.config)
+    (newest,) = operator.backups()
+    older = [newest.with_name(f"paychan-debug-2020010{day}T000000Z.backup") for day in (1, 2, 3)]
+    for path in older:
+        path.write_bytes(newest.read_bytes())
+    damaged = newest.with_name("paychan-debug-20200104T000000Z.backup")
+    damaged.write_bytes(newest.read_bytes()[:40])
+    other = newest.with_name("paychan-test-20200101T000000Z.backup")
+    other.write_bytes(newest.read_bytes().replace(b"debug", b"other", 1))
+
+    assert "keep" in operator.runs("prune", operator.config, status=2)
+    output = operator.runs("prune", operator.config, "--keep", 2)
+
+    assert [path for path in older if path.exists()] == older[2:]
+    assert f"removed {older[0]}" in output
+    assert newest.exists()
+    assert damaged.exists()
+    assert other.exists()
+    assert json.loads(operator.runs("prune", newest.parent, "--keep", 1, "--json")) == {"removed": [str(older[2])]}
+
+
 def test_nothing_is_overwritten(operator: Operator) -> None:
     """Restoring over a store is refused, and the message says what to do."""
     operator.runs("create", operator.config)
-    output = operator.runs("restore", operator.backups()[0], operator.config, status=1)
+    output = operator.runs("restore", operator.config, operator.backups()[0], status=1)
 
     assert "is not empty and is not overwritten: move it away" in output
 
@@ -116,7 +189,7 @@ def test_another_network_is_refused(operator: Operator) -> None:
     live = operator.home / "live.toml"
     chain = '[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:50001"\n'
     live.write_text(f'network = "live"\nstate_dir = "{operator.home / "live"}"\n{chain}')
-    output = operator.runs("restore", operator.backups()[0], live, status=1)
+    output = operator.runs("restore", live, operator.backups()[0], status=1)
 
     assert "holds channels of the debug network, the configuration says live" in output
     assert not (operator.home / "live").exists()
@@ -140,7 +213,8 @@ def test_a_store_in_use_is_named(operator: Operator) -> None:
         (("list", "."), 1, "state/backups; `"),
         (("verify", "nowhere.backup"), 1, "nowhere.backup: No such file or directory; check the path"),
         (("verify", "server.toml"), 1, "server.toml is not a backup, or is damaged"),
-        (("restore", "nowhere.backup", "server.toml"), 1, "nowhere.backup: No such file or directory"),
+        (("restore", "server.toml", "nowhere.backup"), 1, "nowhere.backup: No such file or directory"),
+        (("restore", "old.backup", "server.toml"), 2, "the settings come first: "),
         (("restore", "server.toml", "server.toml"), 1, "server.toml is not a backup, or is damaged"),
         (("create", "server.toml", "--to", "server.toml"), 1, "server.toml: File exists"),
     ],
@@ -162,7 +236,7 @@ def test_a_server_without_a_store_has_no_backup(tmp_path: Path) -> None:
     assert not operator.state.exists()
 
 
-@pytest.mark.parametrize("command", ["create", "verify", "restore", "list"])
+@pytest.mark.parametrize("command", ["create", "verify", "restore", "salvage", "list", "prune"])
 def test_every_command_has_an_example(operator: Operator, command: str) -> None:
     """`--help` shows an example command line."""
     assert f"paychan backup {command} " in operator.runs(command, "--help")

@@ -76,7 +76,7 @@ def test_threat_12_a_backup_under_load_settles_every_channel_in_it(tmp_path: Pat
 
     assert verify(path).states["open"] == CUSTOMERS
     restored = System(tmp_path / "second")
-    paychan("backup", "restore", str(path), str(restored.server_file))
+    paychan("backup", "restore", str(restored.server_file), str(path))
     with restored:
         for customer, least, most in zip(customers, before, after, strict=True):
             outpoint: OutPoint = customer.payer.outpoint

@@ -128,7 +128,7 @@ def restore(system: System, backup: str) -> None:
     """Lose the server's store, and restore a backup with the real command."""
     (system.state / "store").rename(system.directory / f"store lost with {Path(backup).name}")
     done = subprocess.run(
-        [PAYCHAN, "backup", "restore", backup, system.server_file], capture_output=True, text=True, check=False
+        [PAYCHAN, "backup", "restore", system.server_file, backup], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     system.start_server()

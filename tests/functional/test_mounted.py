@@ -85,7 +85,7 @@ def test_fault_40_every_state_directory_may_be_a_mount_point(tmp_path: Path, mou
 
         for file in store.glob("*store*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
-        paychan("backup", "restore", backup, system.server_file)
+        paychan("backup", "restore", system.server_file, backup)
         system.start_server()
         assert channels(system) == known
 

@@ -180,7 +180,7 @@ DEBUG: tuple[Step, ...] = (
     Clone.end_newest,
     ".venv/bin/paychan backup salvage config/live/server.toml",
     lose_the_store,
-    ".venv/bin/paychan backup restore NEWEST.backup config/live/server.toml",
+    ".venv/bin/paychan backup restore config/live/server.toml NEWEST.backup",
     ".venv/bin/paychan-signer config/debug/signer.toml",
     ".venv/bin/paychan settle --offline NEWEST.backup --config config/live/server.toml",
     ".venv/bin/paychan settle --offline NEWEST.backup --config config/live/server.toml --publish",

@@ -72,7 +72,7 @@ def test_fault_11_moves_after_a_backup_are_followed(system: System, node: Node) 
     system.kill_server()
     shutil.rmtree(system.state / "store")
     program = Path(sys.executable).with_name("paychan")
-    assert subprocess.run([program, "backup", "restore", backup, system.server_file], check=False).returncode == 0
+    assert subprocess.run([program, "backup", "restore", system.server_file, backup], check=False).returncode == 0
     system.start_server()
 
     wait_for(lambda: customer.pay(OPENING_SAT + 120_000).status_code == 200, "paying at the third output")

@@ -27,7 +27,7 @@ def forget_mempool(node: Node) -> None:
 
 
 def restore(system: System, backup: Path) -> None:
-    command = [PAYCHAN, "backup", "restore", backup, system.server_file]
+    command = [PAYCHAN, "backup", "restore", system.server_file, backup]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 

@@ -126,7 +126,7 @@ class Drill:
             shutil.rmtree(system.state / "signer.ledger")
 
     def restore(self) -> None:
-        self.command("backup", "restore", self.backup, self.system.server_file)
+        self.command("backup", "restore", self.system.server_file, self.backup)
         self.system.start_signer()
         self.system.start_server()
 

@@ -26,6 +26,6 @@ def lose_and_restore(system: System, backup: Path) -> None:
     system.server_file.write_text(text.replace("[http]\nport = 0", f"[http]\nport = {port}"))
     system.kill_server()
     shutil.rmtree(system.state / "store")
-    command = [_PAYCHAN, "backup", "restore", backup, system.server_file]
+    command = [_PAYCHAN, "backup", "restore", system.server_file, backup]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     system.start_server()

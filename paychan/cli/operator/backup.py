@@ -1,16 +1,16 @@
-"""`paychan backup`: creates, verifies, lists and restores backups of the server's channels."""
+"""`paychan backup`: creates, verifies, lists, restores and removes backups of the server's channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paychan.cli.options import ConfigFile, find
-from paychan.cli.terminal import command, err, fail, say, show_facts, show_table, whole
+from paychan.cli.terminal import JsonOption, command, err, fail, out, say, show_facts, show_table, warn, whole
 from paychan.shared.configfiles import SERVER
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, sat
@@ -19,11 +19,24 @@ if TYPE_CHECKING:
     import httpx
 
     from paychan.config import ServerConfig
-    from paychan.store.backup.archive import Manifest
+    from paychan.store.backup.archive import BackupError, Manifest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
-BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
+BackupFile = Annotated[Path, typer.Argument(metavar="BACKUP", help="A file that ends in .backup")]
+ToOption = Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")]
+
+
+PlaceArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="server.toml or its directory, or a directory of backups")
+]
+
+
+def _find_first(given: Path) -> Path:
+    """Find the settings; a backup in their place is the order of arguments of 0.1.0."""
+    if given.suffix == ".backup":
+        fail("the settings come first: `paychan backup restore FILE BACKUP`", 2)
+    return find(given)
 
 
 @app.command(
@@ -32,7 +45,8 @@ BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
 )
 def create(
     config_file: ConfigFile,
-    to: Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")] = None,
+    to: ToOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Back up all channels at one moment, through the running server, or from its files when it is stopped."""
     from paychan.config import load_server_config
@@ -40,33 +54,48 @@ def create(
     with _sentences():
         config = load_server_config(config_file)
         found = _from_server(config, to) or _from_store(config, to)
-        _show("created", found[0], found[1])
+        _show("created", found[0], found[1], as_json=as_json)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify /var/lib/paychan/live/backups/*.backup")
-def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .backup")]) -> None:
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="BACKUP...", help="Files that end in .backup")],
+    as_json: JsonOption = False,
+) -> None:
     """Read backups completely and check every byte; the exit status is 1 if one is damaged."""
     from paychan.store.backup import create as backup
-    from paychan.store.backup.archive import read_manifest
+    from paychan.store.backup.archive import BackupError, read_manifest
 
-    damaged = 0
+    found: list[dict[str, Any]] = []
     for file in files:
         try:
-            with _sentences(), _progress("verifying", read_manifest(file).records) as progress:
+            with _progress("verifying", read_manifest(file).records) as progress:
                 manifest = backup.verify(file, progress)
-        except typer.Exit:
-            damaged += 1
+        except (BackupError, OSError) as error:
+            found.append({"path": str(file), "code": "damaged", "error": _reason_of(error)})
+            if not as_json:
+                warn(f"paychan: {_reason_of(error)}")
         else:
-            _show("good", file, manifest)
-    if damaged:
+            found.append(_facts(file, manifest))
+            if not as_json:
+                _show("good", file, manifest)
+    if as_json:
+        out.print_json(data=found)
+    if any("error" in each for each in found):
         raise typer.Exit(1)
 
 
 @app.command(
     epilog="[bold]Example[/bold]\n\n"
-    "  paychan backup restore paychan-live-20260102T030405Z.backup config/live/server.toml"
+    "  paychan backup restore config/live/server.toml paychan-live-20260102T030405Z.backup"
 )
-def restore(file: BackupFile, config_file: ConfigFile) -> None:
+def restore(
+    config_file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="server.toml or its directory, such as live", callback=_find_first)
+    ],
+    file: BackupFile,
+    as_json: JsonOption = False,
+) -> None:
     """Verify a backup and create the server's store from it. A store with content is not overwritten.
 
     The backup lacks payments that were accepted later: use the newest one, and only if the store is lost.
@@ -79,14 +108,16 @@ def restore(file: BackupFile, config_file: ConfigFile) -> None:
         config = load_server_config(config_file)
         with _progress("restoring", read_manifest(file).records) as progress:
             manifest = backup.restore(file, config.store_path, config.network_name, progress)
-        _show("restored", config.store_path, manifest)
-        say(f"Payments accepted after {moment(manifest.created_at)} are not in it.")
+        _show("restored", config.store_path, manifest, as_json=as_json)
+        if not as_json:
+            say(f"Payments accepted after {moment(manifest.created_at)} are not in it.")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
 def salvage(
     config_file: ConfigFile,
-    to: Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")] = None,
+    to: ToOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a backup of all readable records of a damaged store, and list the losses. The store is not changed.
 
@@ -104,20 +135,21 @@ def salvage(
         now = UnixTime(int(time.time()))
         with _progress("salvaging", None) as progress:
             found = write_readable(config.store_path, to or config.backup_dir, config.network_name, now, progress)
-    _show("created", found.path, found.manifest)
-    for kind, lines in (
-        ("damaged record", found.damaged),
-        ("record lost", found.missing),
-        ("LevelDB dropped", found.notes),
-    ):
-        for line in lines:
-            older = ": the backup holds an older one" if line in found.older else ""
-            say(f"{kind} {line}{older}", "red")
-    show_facts(
-        "",
-        ("Next", whole(f"move {config.store_path} away; then this command:")),
-        ("", command("backup", "restore", found.path, config_file)),
-    )
+    losses = {"damaged record": found.damaged, "record lost": found.missing, "LevelDB dropped": found.notes}
+    if as_json:
+        named = {name.replace(" ", "_"): list(lines) for name, lines in losses.items()}
+        out.print_json(data=_facts(found.path, found.manifest) | named | {"older": list(found.older)})
+    else:
+        _show("created", found.path, found.manifest)
+        for kind, lines in losses.items():
+            for line in lines:
+                older = ": the backup holds an older one" if line in found.older else ""
+                say(f"{kind} {line}{older}", "red")
+        show_facts(
+            "",
+            ("Next", whole(f"move {config.store_path} away; then this command:")),
+            ("", command("backup", "restore", config_file, found.path)),
+        )
     if found.damaged or found.missing or found.notes:
         raise typer.Exit(1)
 
@@ -127,20 +159,21 @@ def salvage(
     epilog="[bold]Examples[/bold]\n\n  paychan backup list config/live/server.toml\n\n  paychan backup list /mnt/usb",
 )
 def list_backups(
-    place: Annotated[Path, typer.Argument(help="server.toml or its directory, or a directory of backups")],
+    place: PlaceArgument,
+    as_json: JsonOption = False,
 ) -> None:
     """List backups, oldest first, with their own statements; `verify` checks whether these are true."""
-    from paychan.config import load_server_config
     from paychan.store.backup import create as backup
     from paychan.store.backup.archive import BackupError
 
     with _sentences():
-        has_settings = not any(place.glob(f"*{backup.SUFFIX}")) and (
-            not place.is_dir() or (place / SERVER.name).exists()
-        )
-        directory = load_server_config(find(place)).backup_dir if has_settings else place
+        directory, has_settings = _directory(place)
+        found = backup.listing(directory)
+        if as_json:
+            out.print_json(data=[_facts(path, manifest) for path, manifest in found])
+            return
         rows: list[tuple[Cell, ...]] = []
-        for path, manifest in backup.listing(directory):
+        for path, manifest in found:
             if isinstance(manifest, BackupError):
                 rows.append((whole(path.name), "", "", Value("damaged", "red")))
             else:
@@ -151,6 +184,38 @@ def list_backups(
             fail(f"no backups in {directory}; `paychan backup create {file}` creates one")
         columns = Column("channels", is_number=True), Column("unsettled sat", is_number=True)
         show_table((Column("backup"), *columns, Column("created")), rows)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n  paychan backup prune config/live/server.toml --keep 30\n\n"
+    "  paychan backup prune /mnt/usb --keep 10"
+)
+def prune(
+    place: PlaceArgument,
+    keep: Annotated[int, typer.Option(min=1, help="Number of backups to keep: the newest of each network")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old backups. A damaged one is not counted and not removed: `verify` says what is wrong with it."""
+    from paychan.store.backup import create as backup
+
+    with _sentences():
+        removed = backup.prune(_directory(place)[0], keep)
+    if as_json:
+        out.print_json(data={"removed": [str(path) for path in removed]})
+        return
+    for path in removed:
+        say(f"removed {path}")
+    if not removed:
+        say("Nothing to remove.")
+
+
+def _directory(place: Path) -> tuple[Path, bool]:
+    """Return a directory of backups, and whether the argument is the settings that name it."""
+    from paychan.config import load_server_config
+    from paychan.store.backup.create import SUFFIX
+
+    has_settings = not any(place.glob(f"*{SUFFIX}")) and (not place.is_dir() or (place / SERVER.name).exists())
+    return (load_server_config(find(place)).backup_dir, True) if has_settings else (place, False)
 
 
 # --- sources of a backup --------------------------------------------------------------------------------------------
@@ -232,7 +297,7 @@ def _sentences() -> Iterator[None]:
     except (BackupError, StoreFailed, SettingsError, msgspec.MsgspecError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
+        fail(_reason_of(error))
 
 
 @contextmanager
@@ -246,8 +311,27 @@ def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _show(done: str, path: Path, manifest: Manifest) -> None:
+def _facts(path: Path, manifest: Manifest | BackupError) -> dict[str, Any]:
+    """The JSON of a backup: its path and manifest, or the reason why it can't be read."""
+    import msgspec
+
+    if isinstance(manifest, Exception):
+        return {"path": str(path), "code": "damaged", "error": str(manifest)}
+    return {"path": str(path), "manifest": msgspec.to_builtins(manifest)}
+
+
+def _reason_of(error: Exception) -> str:
+    """Return a sentence about a file that can't be used."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return str(error)
+
+
+def _show(done: str, path: Path, manifest: Manifest, *, as_json: bool = False) -> None:
     """Show the outcome of a command, and what a backup says of itself."""
+    if as_json:
+        out.print_json(data=_facts(path, manifest))
+        return
     show_facts(
         f"{done} {path}",
         ("network", manifest.network),

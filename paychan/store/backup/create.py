@@ -211,6 +211,22 @@ def newest(directory: Path, network: str) -> tuple[Path, Manifest] | None:
     return None
 
 
+def prune(directory: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` readable backups of each network; return the removed ones, oldest first.
+
+    Raises:
+        OSError: a file could not be removed.
+    """
+    readable = [(path, found.network) for path, found in listing(directory) if isinstance(found, Manifest)]
+    removed = list[Path]()
+    for network in dict.fromkeys(name for _, name in readable):
+        removed += [path for path, name in readable if name == network][:-keep]
+    for path in removed:
+        path.unlink()
+    sync_directory(directory)
+    return removed
+
+
 def listing(directory: Path) -> list[tuple[Path, Manifest | BackupError]]:
     """List the backups of a directory, oldest first, with their manifests; `verify` checks that a manifest is true."""
     found: list[tuple[Path, Manifest | BackupError]] = []
