@@ -43,6 +43,9 @@ COMMANDS = {
     "up": _Place("up_command", "command", "Start signer and server together, and stop both on Ctrl-C.", "EXAMPLES"),
     "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
+    "wallet": _Place(
+        "payer.wallet_commands", "app", "The payer's wallet: back it up, restore it, check it, show its words."
+    ),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
     "backup": _Place("operator.backup", "app", "Back up and restore the server's channels."),
     "node": _Place("node", "app", "Run a temporary regtest node for trials."),

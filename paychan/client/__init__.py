@@ -11,6 +11,8 @@ print(receipt.total_paid_sat, receipt.left_sat)
 from paychan.client.channel import AsyncChannel, Channel
 from paychan.client.coins import Deposit, Source
 from paychan.client.errors import (
+    BackupExists,
+    BackupNotWritten,
     ChannelConflict,
     ChannelGone,
     ChannelInUse,
@@ -29,6 +31,7 @@ from paychan.client.errors import (
     InsufficientFunds,
     LaterFile,
     LooseMode,
+    NoBackup,
     NoPlace,
     NoSeed,
     NoSuchChannel,
@@ -65,6 +68,8 @@ from paychan.protocol.wire.rbpcp import Dialect
 __all__ = [
     "AsyncChannel",
     "AsyncPayer",
+    "BackupExists",
+    "BackupNotWritten",
     "Channel",
     "ChannelConflict",
     "ChannelGone",
@@ -90,6 +95,7 @@ __all__ = [
     "Limits",
     "LooseMode",
     "Network",
+    "NoBackup",
     "NoPlace",
     "NoSeed",
     "NoSuchChannel",

@@ -228,6 +228,18 @@ class NoPlace(WalletError):
     code, text = "no_place", "the wallet's directory {path} can't be made: {reason}; PAYCHAN_WALLET names another"
 
 
+class BackupExists(WalletError):
+    code, text = "backup_exists", "{path} exists already and stays as it is: give another name, or a directory"
+
+
+class NoBackup(WalletError):
+    code, text = "no_backup", "there is no backup to read at {path}: {reason}"
+
+
+class BackupNotWritten(WalletError):
+    code, text = "backup_not_written", "{path} can't be written: {reason}"
+
+
 class NoSeed(WalletError):
     code, text = "no_seed", "the wallet {directory} has no seed: it is made together with the next new channel"
 

@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from paychan.client.errors import DamagedFile, LaterFile, NoSeed, OtherSeed
 from paychan.client.files import lock, read_private, write_private
-from paychan.protocol.keytree import HARDENED, payer_key
+from paychan.protocol.keytree import HARDENED, payer_descriptor, payer_key
+from paychan.protocol.types import Network
 
 NEW_ENTROPY_BYTES = 16
 """128 bits, which are 12 words: as much as a key of secp256k1 resists."""
@@ -52,14 +53,21 @@ class Seed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def key(self, index: int) -> PrivateKey:
         """Derive the key m/"pchw"'/index'."""
-        return next(self.keys(range(index, index + 1)))
+        return next(self.keys([index]))
 
     def keys(self, indices: Sequence[int]) -> Iterator[PrivateKey]:
         """Derive the keys with these indices."""
+        master = self._master()
+        return (payer_key(master, index) for index in indices)
+
+    def descriptor(self, network: Network) -> str:
+        """Describe the addresses of all keys, with the private keys; see `payer_descriptor`."""
+        return payer_descriptor(self._master(), network)
+
+    def _master(self) -> bytes:
         from paychan.shared.words import to_seed
 
-        master = to_seed(bytes.fromhex(self.entropy))
-        return (payer_key(master, index) for index in indices)
+        return to_seed(bytes.fromhex(self.entropy))
 
 
 def seed_of_words(words: Sequence[str], next_index: int = SKIPPED_BY_RESTORE) -> Seed:

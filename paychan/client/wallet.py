@@ -106,6 +106,10 @@ class Wallet:
         file.save(record)
         return file
 
+    def lock(self, name: str) -> ChannelFile:
+        """Lock a channel's file without reading it. Raises `ChannelInUse`."""
+        return ChannelFile(self.directory, name)
+
     def open(self, prefix: str) -> tuple[ChannelFile, ChannelRecord]:
         """Lock a channel's file, then read it."""
         name = self.find(prefix)

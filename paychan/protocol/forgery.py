@@ -1,4 +1,4 @@
-"""What a refusal tells: it names numbers of a channel only to a caller that shows a payment signed by the client.
+"""Refuse payments, and name numbers of a channel only to a caller that shows a payment signed by the client.
 
 The signature of a payment is checked before its value. So a caller that only knows the outpoint learns neither the
 newest change value nor whether a payment waits for the application.

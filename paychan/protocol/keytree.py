@@ -10,9 +10,12 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
+import bitcoin.base58
+from bitcoin.core import Hash, Hash160
 from coincurve import PrivateKey
 
 from paychan.protocol.keys import GROUP_ORDER
+from paychan.protocol.types import Network
 
 HARDENED = 1 << 31
 """BIP32: indices from here on derive hardened children, which a leaked sibling and the public parent don't reveal."""
@@ -83,3 +86,55 @@ def payer_key(seed: bytes, index: int) -> PrivateKey:
         msg = f"index of a key: got {index}, want 0 to {HARDENED - 1}"
         raise ValueError(msg)
     return Node.from_seed(seed).descend((PAYER_BRANCH, HARDENED | index)).key
+
+
+_PRIVATE_VERSIONS = {Network.LIVE: 0x0488ADE4}
+_TEST_PRIVATE_VERSION = 0x04358394
+"""BIP32, "Serialization format": xprv on the main network, tprv on the others."""
+
+
+def payer_descriptor(seed: bytes, network: Network) -> str:
+    """Describe the P2PKH addresses of all keys of `payer_key`, with the private keys (BIP380, BIP381).
+
+    A wallet that imports it finds and spends all change and refunds that went to the channels' own keys.
+    """
+    master = Node.from_seed(seed)
+    node = master.child(PAYER_BRANCH)
+    payload = (
+        _PRIVATE_VERSIONS.get(network, _TEST_PRIVATE_VERSION).to_bytes(4, "big")
+        + b"\x01"
+        + bytes(Hash160(master.key.public_key.format())[:4])
+        + PAYER_BRANCH.to_bytes(4, "big")
+        + node.chain_code
+        + b"\x00"
+        + node.key.secret
+    )
+    text = f"pkh({bitcoin.base58.encode(payload + Hash(payload)[:4])}/*')"
+    return f"{text}#{_descriptor_checksum(text)}"
+
+
+_DESCRIPTOR_TEXT = "0123456789()[],'/*abcdefgh@:$%{}IJKLMNOPQRSTUVWXYZ&+-.;<=>?!^_|~ijklmnopqrstuvwxyzABCDEFGH`#\"\\ "
+_CHECKSUM_TEXT = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_GENERATOR = (0xF5DEE51989, 0xA9FDCA3312, 0x1BAB10E32D, 0x3706B1677A, 0x644D626FFD)
+
+
+def _descriptor_checksum(text: str) -> str:
+    """Return the eight letters of BIP380's checksum."""
+    places = [_DESCRIPTOR_TEXT.index(each) for each in text]
+    groups = [place >> 5 for place in places]
+    symbols = []
+    for at, place in enumerate(places):
+        symbols.append(place & 31)
+        if at % 3 == 2:
+            symbols.append(groups[at - 2] * 9 + groups[at - 1] * 3 + groups[at])
+    rest = groups[len(groups) - len(groups) % 3 :]
+    if rest:
+        symbols.append(rest[0] if len(rest) == 1 else rest[0] * 3 + rest[1])
+    check = 1
+    for symbol in (*symbols, *[0] * 8):
+        top = check >> 35
+        check = (check & 0x7FFFFFFFF) << 5 ^ symbol
+        for bit, generator in enumerate(_GENERATOR):
+            check ^= generator if top >> bit & 1 else 0
+    check ^= 1
+    return "".join(_CHECKSUM_TEXT[check >> 5 * (7 - place) & 31] for place in range(8))

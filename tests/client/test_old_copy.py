@@ -159,7 +159,7 @@ def test_fault_50_a_copy_from_before_the_opening_opens(system: System, tmp_path:
 def test_fault_50_what_does_not_fit_the_newest_payment_is_declined(
     liar: Liar, opened: OpenChannel, tmp_path: Path
 ) -> None:
-    """Where less is left than the old copy believes, the payment is declined; the record is the newest all the same."""
+    """A payment is declined if less is left than the old copy believes; the record is the newest all the same."""
     channel = opened()
     shutil.copytree(tmp_path / "wallet", tmp_path / "old")
     channel.pay(channel.left_sat - 1000)

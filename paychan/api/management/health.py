@@ -14,9 +14,9 @@ from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
 from paychan.protocol.errors import ChainUnavailable, MemoryLow, StorageFull
+from paychan.shared.wording import moment
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.store.backup import create as backup
-from paychan.shared.wording import moment
 from paychan.store.backup.rebuild import set_aside
 
 

@@ -27,7 +27,7 @@ def show_invitation(channel: Channel, directory: Path) -> None:
         ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
         ("Expires", f"{moment(record.expiry)}; from then on you can take a refund"),
         ("Change to", change_address(record)),
-        ("Key", whole(f"in {directory}; without this directory the coins are lost")),
+        ("Key", whole(f"in {directory}; without it the coins are lost: `paychan wallet backup DIR` saves a copy")),
         ("Next", next_step(record)),
     )
     _show_qr_code(uri)

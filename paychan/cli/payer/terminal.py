@@ -89,7 +89,10 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     OverLimit: "--limit raises it.",
     NoSuchChannel: "`paychan channel list` shows the names.",
     ChannelInUse: "Wait until the other command ends.",
-    DamagedFile: "Restore a copy of this file: it holds the channel's key, so don't delete it. Other channels are not affected.",
+    DamagedFile: (
+        "Restore a copy of this file (`paychan wallet restore BACKUP`): it holds a key, so don't delete it. "
+        "Other channels are not affected."
+    ),
     UnreadableFile: "Make it readable for this user, or run the command as its owner. Other channels are not affected.",
     LaterFile: "Update paychan. Other channels are not affected.",
     FundingDiffers: "Check the transaction in a wallet or explorer. --transaction proves the value, --unchecked uses your value.",

@@ -1,0 +1,203 @@
+"""Back up a payer's wallet, restore and check it, and show the words of its seed, for `paychan wallet`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.panel import Panel
+from rich.table import Table
+
+from paychan.cli.payer.terminal import problem_facts
+from paychan.cli.terminal import command, fail, out, say, show_facts, warn, whole
+from paychan.client.backup import (
+    SUFFIX,
+    Finding,
+    Restored,
+    check,
+    newest_backup,
+    read_backup,
+    restore,
+    restore_seed,
+    take_backup,
+    without_words,
+    write_backup,
+)
+from paychan.client.seed import Seed, seed_of_words
+from paychan.client.wallet import Wallet
+from paychan.protocol.types import Network
+from paychan.shared.words import WORD_COUNTS, WrongWords
+
+_COLUMNS = 4
+
+
+def back_up(directory: Path | None, to: Path, as_json: bool) -> None:
+    """Write a backup; end with status 1 if it lacks a channel."""
+    now = int(time.time())
+    taken, problems = take_backup(Wallet(directory), now)
+    path = to.expanduser()
+    if path.is_dir():
+        path /= time.strftime("paychan-%Y%m%dT%H%M%SZ", time.gmtime(now)) + SUFFIX
+    write_backup(taken, path)
+    missing = [problem_facts(name, error) for name, error in problems.items()]
+    if as_json:
+        out.print_json(data={"file": str(path), "channels": len(taken.channels), "missing": missing}, default=str)
+    else:
+        say(f"Wrote {len(taken.channels)} channels to {path}. Keep it secret: it holds all keys.")
+        for name, error in problems.items():
+            warn(f"{name} is not in it: {error}.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def restore_file(directory: Path | None, source: Path, as_json: bool) -> None:
+    """Restore a backup: a file, or the newest in a directory."""
+    path = newest_backup(source.expanduser())
+    saved, wallet = read_backup(path), Wallet(directory)
+    _show_restored(path, wallet, restore(wallet, saved), as_json)
+
+
+def restore_words(directory: Path | None, words_file: Path | None, as_json: bool) -> None:
+    """Restore the seed from its words."""
+    words, wallet = ask_words(words_file), Wallet(directory)
+    restore_seed(wallet, seed_of_words(words))
+    if as_json:
+        out.print_json(data={"directory": str(wallet.directory), "written": [], "kept": [], "replaced": []})
+        return
+    show_facts(
+        f"Wallet {wallet.directory}",
+        ("Seed", "restored; a new channel gets a key that no earlier channel had"),
+        ("Channels", "not restored: expiry and server key of a channel are in a backup only"),
+        ("Next", command("wallet", "words", "--descriptor")),
+    )
+
+
+def check_wallet(directory: Path | None, source: Path | None, words: list[str] | None, as_json: bool) -> None:
+    """Show problems of a wallet; end with status 1 if there are any."""
+    wallet = Wallet(directory)
+    saved = None if source is None else read_backup(newest_backup(source.expanduser()))
+    found = check(wallet, saved)
+    if words is not None and wallet.seed.read().entropy != seed_of_words(words).entropy:
+        found.append(Finding("", "these are not the words of this wallet's seed"))
+    random = without_words(wallet.read_all()[0])
+    if as_json:
+        problems = [{"name": each.name, "error": each.text} for each in found]
+        out.print_json(data={"problems": problems, "without_words": random, "channels": len(wallet.names())})
+    else:
+        for each in found:
+            warn(f"{each.name or 'wallet'}  {each.text}")
+        if random:
+            say(f"No words give the keys of these channels, which are of an earlier version: {', '.join(random)}")
+        if not found:
+            say(f"{len(wallet.names())} channels in {wallet.directory}: no problem found.")
+    if found:
+        raise typer.Exit(1)
+
+
+def show_words(directory: Path | None, words_file: Path | None) -> None:
+    """Show the words on a terminal, or write them to a new file."""
+    wallet = Wallet(directory)
+    seed = wallet.seed.read()
+    if words_file is not None:
+        _write_words(words_file.expanduser(), seed)
+    else:
+        _show_words(seed)
+    if random := without_words(wallet.read_all()[0]):
+        warn(f"Not covered by the words, but by a backup: {', '.join(random)}.")
+
+
+def show_descriptor(directory: Path | None, network: str) -> None:
+    """Print the private descriptor of all addresses for change, alone on a line."""
+    out.print(Wallet(directory).seed.read().descriptor(Network(network)), markup=False, soft_wrap=True)
+
+
+def _show_restored(path: Path, wallet: Wallet, done: Restored, as_json: bool) -> None:
+    if as_json:
+        names = {"written": done.written, "kept": done.kept, "replaced": done.replaced}
+        out.print_json(data={"file": str(path), "directory": str(wallet.directory), **names})
+        return
+    first = next(iter((*done.written, *done.replaced, *done.kept)), "")
+    show_facts(
+        f"Wallet {wallet.directory}",
+        ("From", whole(path)),
+        ("Restored", ", ".join(done.written)),
+        ("Replaced", ", ".join(done.replaced)),
+        ("As new", ", ".join(done.kept)),
+        ("Next", command("channel", "status", first) if first else command("wallet", "check")),
+    )
+
+
+# --- the words ------------------------------------------------------------------------------------------------------
+
+
+def ask_words(path: Path | None) -> list[str]:
+    """Read words from a file, from standard input, or from a person who types them."""
+    if path is None and sys.stdin.isatty():
+        typed = _type_words()
+    else:
+        named = path is not None and str(path) != "-"
+        typed = (path.expanduser().read_text("utf-8") if path and named else sys.stdin.read()).split()
+    try:
+        seed_of_words(typed)
+    except WrongWords as error:
+        fail(str(error))
+    return typed
+
+
+def _type_words() -> list[str]:
+    typed: list[str] = []
+    with _own_page():
+        say("Type the words of the seed, one or several at a time; four letters of each are enough.")
+        say("After the last one, press Enter on an empty line.")
+        while len(typed) < max(WORD_COUNTS):
+            line = out.input(f"Word {len(typed) + 1}: ").split()
+            if not line:
+                break
+            typed += line
+    return typed
+
+
+def _write_words(path: Path, seed: Seed) -> None:
+    try:
+        path.touch(0o600, exist_ok=False)
+    except FileExistsError:
+        fail(f"{path} exists already and stays as it is: give another name")
+    path.write_text(" ".join(seed.words) + "\n")
+    say(f"The words are in {path}. Move it to a place that no program reads: the words give access to all keys.")
+
+
+def _show_words(seed: Seed) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        fail("the words are shown on a terminal only, and this is not one. For a script: --words-file PATH")
+    typer.confirm("The words give access to all keys of this wallet. Show them now?", abort=True)
+    with _own_page():
+        out.print(Panel(_table(seed.words), title=f"{len(seed.words)} words", expand=False, padding=(1, 2)))
+        say("Write them down on paper, with their numbers.")
+        out.input("\nPress Enter when you have written them down. ")
+    say(
+        "`paychan wallet check --words` compares what you wrote. A refund needs a backup, too: `paychan wallet backup DIR`."
+    )
+
+
+def _table(words: Sequence[str]) -> Table:
+    rows = len(words) // _COLUMNS
+    table = Table.grid(padding=(0, 3))
+    for row in range(rows):
+        table.add_row(*(f"{number + 1:2} {words[number]}" for number in range(row, len(words), rows)))
+    return table
+
+
+@contextmanager
+def _own_page() -> Iterator[None]:
+    """Use the terminal's alternate screen: its content can't be scrolled back to."""
+    out.set_alt_screen(True)
+    out.clear()
+    try:
+        yield
+    finally:
+        out.clear()
+        out.set_alt_screen(False)

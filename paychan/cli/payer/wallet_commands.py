@@ -1,0 +1,126 @@
+"""`paychan wallet`: backup, restore, check and words of a payer's wallet. `wallet.py` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from paychan.cli.payer.options import WalletOption, examples
+from paychan.cli.terminal import JsonOption, fail
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+TypedWords = Annotated[bool, typer.Option("--words", help="Use the words of the seed, which you type.")]
+WordsSource = Annotated[
+    Path | None, typer.Option("--words-file", help='Read the words from this file, "-" for standard input.')
+]
+
+
+@app.command(epilog=examples("paychan wallet backup /media/usb", "paychan wallet backup ~/my.wallet"))
+def backup(
+    to: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", help="New file, or a directory for it.", show_default=False)
+    ],
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one file with the seed and all channels. Keep it secret: it holds all keys.
+
+    Back up after each new channel. Later payments need no new backup: a restored channel takes them over from the server.
+    """
+    from paychan.cli.payer.terminal import exit_on_error
+    from paychan.cli.payer.wallet import back_up
+
+    with exit_on_error(as_json):
+        back_up(wallet, to, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "paychan wallet restore /media/usb/paychan-20261130T120000Z.wallet",
+        "paychan wallet restore /media/usb   (the newest backup there)",
+        "paychan wallet restore --words   (keys only)",
+    )
+)
+def restore(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="FILE|DIR", help="A backup, or a directory of them.", show_default=False)
+    ] = None,
+    words: TypedWords = False,
+    words_file: WordsSource = None,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore a wallet from a backup, or its keys from the words of its seed.
+
+    What the wallet knows better than the backup stays. A restored channel takes over later payments from the server,
+    with its next command. The words alone bring back keys, and so the change of settled channels: `paychan wallet words
+    --descriptor`. They bring back no open channel and no refund, which need expiry and server key: a backup has them.
+    """
+    from paychan.cli.payer.terminal import exit_on_error
+    from paychan.cli.payer.wallet import restore_file, restore_words
+
+    with exit_on_error(as_json):
+        if (source is not None) == (words or words_file is not None):
+            fail("give either a backup, or --words, or --words-file")
+        if source is None:
+            restore_words(wallet, words_file, as_json)
+        else:
+            restore_file(wallet, source, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "paychan wallet check",
+        "paychan wallet check /media/usb   (and compare the newest backup there)",
+        "paychan wallet check --words   (and compare the words that you type)",
+    )
+)
+def check(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="FILE|DIR", help="Backup to compare.", show_default=False)
+    ] = None,
+    words: TypedWords = False,
+    words_file: WordsSource = None,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read all files of the wallet; compare them with a backup or with the words. Status 1 if something is wrong."""
+    from paychan.cli.payer.terminal import exit_on_error
+    from paychan.cli.payer.wallet import ask_words, check_wallet
+
+    with exit_on_error(as_json):
+        typed = ask_words(words_file) if words or words_file is not None else None
+        check_wallet(wallet, source, typed, as_json)
+
+
+@app.command(
+    epilog=examples(
+        "paychan wallet words",
+        "paychan wallet words --words-file /media/usb/words",
+        "paychan wallet words --descriptor   (for `importdescriptors` of Bitcoin Core)",
+    )
+)
+def words(
+    words_file: Annotated[
+        Path | None, typer.Option("--words-file", help="Write the words to this new file instead of showing them.")
+    ] = None,
+    descriptor: Annotated[
+        bool, typer.Option("--descriptor", help="Print the private descriptor of all addresses for change instead.")
+    ] = False,
+    network: Annotated[
+        Literal["live", "test", "regtest"], typer.Option(help="Bitcoin network of the descriptor.")
+    ] = "live",
+    wallet: WalletOption = None,
+) -> None:
+    """Show the words of the wallet's seed, on a page of the terminal that disappears. They give access to all keys."""
+    from paychan.cli.payer.terminal import exit_on_error
+    from paychan.cli.payer.wallet import show_descriptor, show_words
+
+    with exit_on_error(as_json=False):
+        if descriptor:
+            show_descriptor(wallet, network)
+        else:
+            show_words(wallet, words_file)

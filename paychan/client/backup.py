@@ -1,0 +1,262 @@
+"""A wallet's backup: one file with the seed and the records of all channels; restoring and checking it.
+
+The words of the seed alone give the keys. A refund also needs the channel's expiry, the server's key and the outpoint,
+which no key leads to: they are in the channel's record, and so in the backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from paychan.client.errors import BackupExists, BackupNotWritten, DamagedFile, LaterFile, NoBackup, NoSeed, WalletError
+from paychan.client.files import write_private
+from paychan.client.record import ChannelRecord, State, check_record
+from paychan.client.seed import SKIPPED_BY_RESTORE, Seed
+from paychan.client.wallet import ChannelFile, Wallet
+from paychan.protocol.errors import PaychanError
+
+_replace = msgspec.structs.replace
+
+SUFFIX = ".wallet"
+"""End of a backup's name."""
+
+_LIFE = list(State)
+"""States in the order of a channel's life."""
+
+
+class Backup(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of a backup file."""
+
+    format: Literal[1] = 1
+    created_at: int
+    """Unix time."""
+    seed: Seed | None
+    channels: tuple[ChannelRecord, ...]
+    sha256: str = ""
+    """Hash of the JSON of all other fields: a changed digit of the seed would go unseen without it."""
+
+
+class Restored(Struct, frozen=True):
+    """The result of a restore: names of channels."""
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    """The wallet had the channel already, as new as the backup has it or newer."""
+    replaced: tuple[str, ...]
+    """The wallet's file was damaged or older; the old file is beside the new one, as `NAME.json.old`."""
+
+
+class Finding(Struct, frozen=True):
+    """A problem that a check found; `name` is a channel's, or "" for the wallet."""
+
+    name: str
+    text: str
+
+
+def take_backup(wallet: Wallet, now: int) -> tuple[Backup, dict[str, WalletError]]:
+    """Read the whole wallet; return its backup, and the errors of channels that can't be read, by name.
+
+    Channels in use are read as well: a record on disk always covers every payment that was sent.
+
+    Raises:
+        DamagedFile, LaterFile, LooseMode, UnreadableFile: the seed can't be read.
+    """
+    try:
+        seed = wallet.seed.read()
+    except NoSeed:
+        seed = None
+    records, problems = wallet.read_all()
+    return _sealed(Backup(created_at=now, seed=seed, channels=tuple(records))), problems
+
+
+def write_backup(backup: Backup, path: Path) -> None:
+    """Write a new file, mode 0600, durably.
+
+    Raises:
+        BackupExists: there is such a file, which stays.
+        BackupNotWritten: the system refuses to write it.
+    """
+    try:
+        path.touch(0o600, exist_ok=False)
+        write_private(path, msgspec.json.format(msgspec.json.encode(backup)) + b"\n")
+    except FileExistsError:
+        raise BackupExists(path=path) from None
+    except OSError as error:
+        raise BackupNotWritten(path=path, reason=error.strerror or error) from None
+
+
+def newest_backup(path: Path) -> Path:
+    """Return a path that is no directory, or the newest backup in a directory.
+
+    Raises:
+        NoBackup: the directory has none.
+        DamagedFile, LaterFile: none of them can be read.
+    """
+    if not path.is_dir():
+        return path
+    ages: list[tuple[int, Path]] = []
+    problem: WalletError = NoBackup(path=path, reason=f"no file in this directory has a name that ends in {SUFFIX}")
+    for each in path.glob(f"*{SUFFIX}"):
+        try:
+            ages.append((read_backup(each).created_at, each))
+        except WalletError as error:
+            problem = error
+    if not ages:
+        raise problem
+    return max(ages)[1]
+
+
+def read_backup(path: Path) -> Backup:
+    """Read a backup.
+
+    Raises:
+        DamagedFile: not a backup, or changed since it was written.
+        LaterFile: of a later version.
+        NoBackup: the system refuses to read it.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise NoBackup(path=path, reason=error.strerror or error) from None
+    try:
+        backup = msgspec.json.decode(raw, type=Backup)
+        for record in backup.channels:
+            check_record(record)
+    except (msgspec.MsgspecError, PaychanError, ValueError, RecursionError) as error:
+        later = "unknown field" in str(error) or str(error).endswith("at `$.format`")
+        raise (LaterFile if later else DamagedFile)(path=path, reason=error) from None
+    if _sealed(backup) != backup:
+        raise DamagedFile(path=path, reason="its checksum is wrong")
+    return backup
+
+
+def restore(wallet: Wallet, backup: Backup) -> Restored:
+    """Write what the wallet lacks; a channel that the wallet knows better stays as it is.
+
+    New keys leave out those that may have been used after the backup.
+
+    Raises:
+        OtherSeed: the wallet has another seed; nothing was written.
+        ChannelInUse: another program uses a channel that would be replaced.
+        DamagedFile, LaterFile, LooseMode, UnreadableFile: the wallet's seed can't be read; nothing was written.
+    """
+    if backup.seed is not None:
+        restore_seed(wallet, _replace(backup.seed, next_index=backup.seed.next_index + SKIPPED_BY_RESTORE))
+    done: dict[str, list[str]] = {"written": [], "kept": [], "replaced": []}
+    names = {_identity(record): record.name for record in wallet.read_all()[0]}
+    for record in backup.channels:
+        name, what = _restore_channel(wallet, _replace(record, name=names.get(_identity(record), record.name)))
+        done[what].append(name)
+    return Restored(*(tuple(done[what]) for what in ("written", "kept", "replaced")))
+
+
+def restore_seed(wallet: Wallet, seed: Seed) -> None:
+    """Store a seed; a wallet that has the same one keeps the index of its next key. Raises as `SeedFile.put`."""
+    try:
+        index = wallet.seed.read().next_index
+    except NoSeed:
+        index = seed.next_index
+    wallet.seed.put(_replace(seed, next_index=index))
+
+
+def check(wallet: Wallet, backup: Backup | None = None) -> list[Finding]:
+    """Look for problems: files that can't be read, keys that the words don't give, and what a backup lacks."""
+    records, problems = wallet.read_all()
+    found = [Finding(name, str(error)) for name, error in problems.items()]
+    try:
+        seed = wallet.seed.read()
+    except NoSeed as error:
+        found += [Finding("", str(error))] if any(record.key_index is not None for record in records) else []
+        seed = None
+    except WalletError as error:
+        found.append(Finding("", str(error)))
+        return found
+    found += [Finding(record.name, text) for record in records if (text := _key_problem(record, seed))]
+    if backup is not None:
+        found += _missing(records, seed, backup)
+    return found
+
+
+def without_words(records: Sequence[ChannelRecord]) -> list[str]:
+    """Return the channels with coins whose keys no words give: only files hold them."""
+    return [record.name for record in records if record.key_index is None and not record.ended]
+
+
+def _key_problem(record: ChannelRecord, seed: Seed | None) -> str:
+    if record.key_index is None:
+        return ""
+    if seed is None or record.key_index >= seed.next_index:
+        return (
+            ""
+            if seed is None
+            else f"its key has the index {record.key_index}, and the seed goes on at {seed.next_index}"
+        )
+    derived = seed.key(record.key_index).to_hex()
+    return "" if derived == record.private_key else "its key is not that of this wallet's words"
+
+
+def _missing(records: Sequence[ChannelRecord], seed: Seed | None, backup: Backup) -> list[Finding]:
+    found = []
+    if seed is not None and (backup.seed is None or backup.seed.entropy != seed.entropy):
+        found.append(Finding("", "the backup has another seed, or none"))
+    saved = {_identity(record): record for record in backup.channels}
+    for record in records:
+        old = saved.get(_identity(record))
+        if old is None:
+            found.append(Finding(record.name, "the backup lacks it"))
+        elif _newer(record, old):
+            paid = record.paid_sat - old.paid_sat
+            found.append(Finding(record.name, f"the backup is older: {paid} sat were paid since, or its state changed"))
+    return found
+
+
+def _restore_channel(wallet: Wallet, record: ChannelRecord) -> tuple[str, str]:
+    """Restore one channel; return its name, and the field of `Restored` that it belongs to."""
+    name, number = record.name, 2
+    while True:
+        file = wallet.lock(name)
+        try:
+            what = _restore_as(wallet, file, _replace(record, name=name))
+        finally:
+            file.release()
+        if what:
+            return name, what
+        name, number = f"{record.name}-{number}", number + 1
+
+
+def _restore_as(wallet: Wallet, file: ChannelFile, record: ChannelRecord) -> str:
+    """Restore a channel under its name; return "" if another channel has that name."""
+    path = wallet.directory / f"{record.name}.json"
+    if not path.exists():
+        file.save(record)
+        return "written"
+    with contextlib.suppress(DamagedFile):
+        there = wallet.read(record.name)
+        if _identity(there) != _identity(record):
+            return ""
+        if not _newer(record, there):
+            return "kept"
+    path.replace(path.with_name(f"{path.name}.old"))
+    file.save(record)
+    return "replaced"
+
+
+def _identity(record: ChannelRecord) -> tuple[str, str, int]:
+    return record.private_key, record.server_key, record.expiry
+
+
+def _newer(record: ChannelRecord, other: ChannelRecord) -> bool:
+    """Say whether a record knows more than another one of the same channel."""
+    mine, theirs = ((each.paid_sat, len(each.moves), _LIFE.index(each.state)) for each in (record, other))
+    return mine > theirs
+
+
+def _sealed(backup: Backup) -> Backup:
+    return _replace(backup, sha256=sha256(msgspec.json.encode(_replace(backup, sha256=""))).hexdigest())
