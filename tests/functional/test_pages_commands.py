@@ -293,6 +293,7 @@ NOT_EXECUTABLE_HERE = {
         f".venv/bin/python bench/{name}.py": _MEASURES
         for name in (
             "load",
+            "proxies",
             "stream",
             "costs",
             "verify",

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from paychan.api.budgets.head_limits import size_of_body, size_of_head
+from paychan.api.fast.request_parser import NotFastPath, RequestParser
 from tests.lib import background
 
 DEPLOY = Path(__file__).parents[2] / "config" / "deploy"
@@ -23,6 +25,37 @@ DEPLOY = Path(__file__).parents[2] / "config" / "deploy"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paychan" / "proxies"
 _PLACES = (_CACHE / "usr/sbin", _CACHE / "usr/bin", Path("/usr/sbin"), Path("/usr/bin"), Path("/usr/local/bin"))
 _PATIENCE_SECONDS = 30.0
+_MOST_BYTES = 8192
+
+COPIED = """
+    server {{
+        listen {port};
+        listen [::1]:{port};
+        location / {{
+            proxy_pass http://{upstream};
+            proxy_http_version 1.1;
+            proxy_read_timeout {seconds}s;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Real-IP $remote_addr;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            {scheme}
+        }}
+    }}
+"""
+"""The block for WebSockets of nginx.org and of most tutorials; `Connection: upgrade` on all requests."""
+
+PLAIN = """
+    server {{
+        listen {port};
+        location / {{
+            proxy_pass http://{upstream};
+            proxy_set_header Host $http_host;
+        }}
+    }}
+"""
+"""HTTP/1.0 to the server, as nginx does by default."""
 
 NGINX_FRAME = """
 daemon off;
@@ -181,12 +214,26 @@ class Recorder:
         back = asyncio.create_task(_copy(up_reader, writer, None))
         self._tasks.update((back, asyncio.current_task()))  # type: ignore[arg-type] # a task runs this
         try:
-            await _copy(reader, up_writer, sent)
-            await back
+            with suppress(asyncio.CancelledError):
+                await _copy(reader, up_writer, sent)
+                await back
         finally:
             back.cancel()
             writer.close()
             up_writer.close()
+
+
+def payments(sent: bytes) -> tuple[int, int]:
+    """Count the payments that one connection sent: those that the fast path reads, and all."""
+    fast = count = 0
+    while size := size_of_head(sent, _MOST_BYTES):
+        size += size_of_body(sent[:size])
+        if sent.startswith(b"PUT /v"):
+            count += 1
+            with suppress(NotFastPath):
+                fast += RequestParser(_MOST_BYTES, _MOST_BYTES).read(sent[:size]) == size
+        sent = sent[size:]
+    return fast, count
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray | None) -> None:
