@@ -121,6 +121,7 @@ def make_chain(config: ServerConfig, source: str, supervisor: Supervisor | None 
                 credentials=Path(chosen.credentials_file),
                 wallet=chosen.wallet,
                 timeout_seconds=chosen.timeout_seconds,
+                search_seconds=0 if supervisor else LONG_SECONDS,
                 supervisor=supervisor,
                 rescan_patience_seconds=_RESCAN_PATIENCE_SECONDS if supervisor else LONG_SECONDS,
             )

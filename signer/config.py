@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.types import Network
 from paychan.shared.places import Place, state_place, trouble_with_path
 from signer.judge.facts import TRIABLE
+from signer.keys.payout import Payout, parse_payout
 
 MAX_SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes, the last one is zero."""
@@ -69,7 +69,11 @@ class Pkcs11(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     destination_address: Annotated[
-        str, setting('receives all settlements; "": one address per channel, derived from the seed', "address")
+        str,
+        setting(
+            'receives all settlements: an address, or a descriptor of your own wallet; "": addresses derived from the seed',
+            "address",
+        ),
     ] = ""
     previous_addresses: Annotated[
         tuple[str, ...], setting("earlier destinations: a settlement signed for one may be signed again", "address")
@@ -216,15 +220,15 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return frozenset((*self.socket.allowed_uids, os.geteuid()))
 
     @property
-    def destination_script(self) -> bytes | None:
-        """ScriptPubKey of the configured destination; None when it is derived per channel."""
+    def payout(self) -> Payout | None:
+        """The configured destination; None when it is derived per channel."""
         address = self.settlement.destination_address
-        return decode_address(address, Network(self.network)) if address else None
+        return parse_payout(address, Network(self.network)) if address else None
 
     @property
-    def previous_scripts(self) -> tuple[bytes, ...]:
-        """ScriptPubKeys of the earlier destinations."""
-        return tuple(decode_address(address, Network(self.network)) for address in self.settlement.previous_addresses)
+    def previous_payouts(self) -> tuple[Payout, ...]:
+        """The earlier destinations."""
+        return tuple(parse_payout(address, Network(self.network)) for address in self.settlement.previous_addresses)
 
 
 def load_signer_config(path: Path) -> SignerConfig:
@@ -308,10 +312,10 @@ def _wrong_places(config: SignerConfig) -> list[tuple[str, str]]:
 
 def _wrong_addresses(config: SignerConfig) -> list[tuple[str, str]]:
     found = []
-    for name in ("destination_script", "previous_scripts"):
+    for name in ("payout", "previous_payouts"):
         try:
             getattr(config, name)
         except Malformed as error:
-            key = "destination_address" if name == "destination_script" else "previous_addresses"
+            key = "destination_address" if name == "payout" else "previous_addresses"
             found.append((f"settlement.{key}", str(error.fields["reason"])))
     return found

@@ -19,7 +19,6 @@ import structlog
 import typer
 from typer.core import TyperGroup
 
-from paychan.protocol.address import encode_address
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
@@ -207,7 +206,7 @@ def load_keys(
         note_token_keys(config, token)
     else:
         sources = seed_sources(config, passphrase_fd, passphrase_file)
-    return KeyRing(sources, config.destination_script, config.previous_scripts)
+    return KeyRing(sources, config.payout, config.previous_payouts)
 
 
 async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: RemoteToken | None) -> None:
@@ -338,13 +337,13 @@ def _heartbeat_at(path: Path) -> UnixTime:
 
 
 def _described(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
-    network, destination = Network(config.network), config.destination_script
+    network = Network(config.network)
     return {
         "network": config.network_name,
         "key_mode": config.key.mode,
         "state": str(config.state_dir),
         "socket": str(config.socket_path),
-        "destination": encode_address(destination, network) if destination else "derived per channel",
+        "destination": config.settlement.destination_address or "derived per channel",
         "reserve": Reserve(keys.reserve().public_key).funding_address(network),
     }
 

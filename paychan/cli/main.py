@@ -48,6 +48,9 @@ COMMANDS = {
     ),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
     "backup": _Place("operator.backup", "app", "Back up and restore the server's channels."),
+    "coins": _Place(
+        "operator.coins_command", "coins", "Find the unspent coins on addresses, such as earnings.", "EXAMPLES"
+    ),
     "node": _Place("node", "app", "Run a temporary regtest node for trials."),
     "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
     "settle": _Place(

@@ -268,6 +268,27 @@ def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) 
     return prepare_child(parent, public_key, fee_sat).signed_by(sign)
 
 
+def sweep_size(public_keys: Sequence[bytes], script: bytes) -> int:
+    """Largest size in bytes of a transaction of `prepare_sweep`."""
+    return size_of([key_input_weight(key) for key in public_keys], [script])
+
+
+def prepare_sweep(coins: Sequence[tuple[Coin, bytes]], script: bytes, fee_sat: Sat) -> Unsigned:
+    """Spend outputs to keys (P2PKH), each named with its public key, to one script.
+
+    Raises:
+        ValueError: no coins, or the fee is not below their value.
+    """
+    value_sat = sum(coin.value_sat for coin, _ in coins)
+    if not 0 <= fee_sat < value_sat:
+        msg = f"fee of {fee_sat} sat does not fit coins of {value_sat} sat"
+        raise ValueError(msg)
+    outputs = [(Sat(value_sat - fee_sat), script)]
+    spent = [coin.outpoint for coin, _ in coins]
+    sweep = UnsignedTransaction(spent, outputs, [SIGNALLING_SEQUENCE] * len(spent))
+    return Unsigned(sweep, [_key_lock(sweep, index, key) for index, (_, key) in enumerate(coins)], fee_sat)
+
+
 def outpoints_of(transaction: bytes) -> list[OutPoint]:
     """List the outpoints that a transaction spends, in order."""
     inputs = CTransaction.deserialize(transaction).vin

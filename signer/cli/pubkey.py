@@ -126,7 +126,9 @@ def _show(config: SignerConfig, client_key: bytes, expiry: UnixTime, named: list
     for name, source in named:
         key = source.channel_key(client_key, expiry, create=False)
         derived = source.destination_key(client_key, expiry)
-        script = config.destination_script or (key_script(derived.public_key) if derived else b"")
+        payout = config.payout
+        own = key_script(derived.public_key) if derived else b""
+        script = payout.script(client_key, expiry) if payout else own
         say(name, "bold")
         say(f"  server key                          {key.public_key.hex() if key else 'none'}")
         for label, network in (("live", Network.LIVE), ("test and regtest", Network.TEST)):

@@ -10,7 +10,6 @@ import tomlkit
 import typer
 from tomlkit.exceptions import TOMLKitError
 
-from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.keytree import HARDENED
 from paychan.protocol.settings import SettingsError
@@ -28,6 +27,7 @@ from signer.cli.options import (
 )
 from signer.cli.terminal import say
 from signer.config import SignerConfig, load_signer_config
+from signer.keys.payout import parse_payout
 from signer.keys.ring import RESERVE_PATH
 from signer.secret.sources import read_secret
 from signer.seed.encryption import CHOSEN
@@ -93,7 +93,7 @@ def rotate_destination(
         str,
         typer.Argument(
             metavar="ADDRESS",
-            help='receives all settlements; "": a separate address for every channel',
+            help='receives all settlements: an address, or a descriptor of your own wallet; "": addresses derived from the seed',
             show_default=False,
         ),
     ],
@@ -107,8 +107,8 @@ def rotate_destination(
     def run() -> None:
         config = load_signer_config(file)
         _check_address(file, config, address)
-        text = _with_destination(file.read_text(encoding="utf8"), address)
-        _replace(file, text)
+        text = with_destination(file.read_text(encoding="utf8"), address)
+        replace_config(file, text)
         say(f"{file}: settlement.destination_address is now {address or 'derived from the seed'}.")
         if config.settlement.destination_address:
             say(f"{config.settlement.destination_address} is in settlement.previous_addresses.")
@@ -123,12 +123,12 @@ def _check_address(file: Path, config: SignerConfig, address: str) -> None:
         raise SettingsError(str(file), key, "has this value already: nothing was changed")
     if address:
         try:
-            decode_address(address, Network(config.network))
+            parse_payout(address, Network(config.network))
         except Malformed as error:
-            raise SettingsError(str(file), key, f"{address}: {error.fields['reason']}") from None
+            raise SettingsError(str(file), key, str(error.fields["reason"])) from None
 
 
-def _with_destination(text: str, address: str) -> str:
+def with_destination(text: str, address: str) -> str:
     """Change the two settings in a TOML text, and nothing else."""
     document = tomlkit.parse(text)
     settlement = document.setdefault("settlement", tomlkit.table())
@@ -142,7 +142,7 @@ def _with_destination(text: str, address: str) -> str:
     return tomlkit.dumps(document)
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_config(file: Path, text: str) -> None:
     """Replace the configuration by a text, if that is a valid one. Owner and mode stay."""
     real = file.resolve()
     new = real.with_name(real.name + ".new")

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
+from paychan.shared.places import how_to_make
+from signer.cli import earnings as earning
 from signer.cli import pubkey as publickeys
 from signer.cli import rotate as rotation
 from signer.cli import words as backup
+from signer.cli.destination import DestinationOption, choose_destination, said, write_destination
 from signer.cli.options import (
     BackupFile,
     CommandFailed,
@@ -58,17 +61,20 @@ def register(app: typer.Typer) -> None:
         app.command(epilog=examples(*lines))(command)
     app.add_typer(rotation.app, name="rotate")
     publickeys.register(app)
+    earning.register(app)
 
 
 def init(
     file: ConfigFile,
     words_file: WordsFile = None,
+    destination: DestinationOption = "",
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Create the seed that a configuration names, and show it once as 24 words. An existing seed is left alone.
 
-    Three of the words must be typed again before the file is written.
+    Asks where the earnings go, unless the configuration or --destination says so. Three of the words must be typed again
+    before the file is written.
     """
 
     def run() -> None:
@@ -76,12 +82,16 @@ def init(
         _refuse_existing(config.seed_path)
         refuse_new_keys(config)
         backup.require_terminal(words_file)
+        _make_directory(config.seed_path.parent)
+        chosen = choose_destination(file, config, destination)
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         with choose_secret(sources) as secret:
             seed = draw_seed(now())
             with backup.handed_out(seed, words_file):
+                write_destination(file, config, chosen)
                 create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Created {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
+        say(said(chosen))
         say("Next: try the backup with `paychan-signer verify FILE`, then start with `paychan-signer FILE`.")
 
     or_exit(file, run)
@@ -208,6 +218,15 @@ def forget(
     or_exit(file, run)
 
 
+def _make_directory(path: Path) -> None:
+    """Make the seed's directory before the words are shown: they must not belong to a seed that can't be written."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"can't make {path}: {error.strerror}. {how_to_make(path)}"
+        raise CommandFailed(msg) from None
+
+
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         msg = f"{path} exists already and was left alone: another seed would lose the keys of open channels"
@@ -231,7 +250,10 @@ def _forgotten(seeds: tuple[Seed, ...], fingerprint: str) -> list[Seed]:
 
 _FILE = "config/live/signer.toml"
 _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
-    init: (f"init {_FILE}", f"init {_FILE} --passphrase-file /root/passphrase --words-file /media/usb/words"),
+    init: (
+        f"init {_FILE}",
+        f"init {_FILE} --passphrase-file /root/passphrase --words-file /media/usb/words --destination seed",
+    ),
     recover: (
         f"recover {_FILE}",
         f"recover {_FILE} --older --words-file /media/usb/words",

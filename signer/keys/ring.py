@@ -18,6 +18,7 @@ from paychan.protocol.address import key_script
 from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.types import UnixTime
+from signer.keys.payout import Fixed, Payout
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")
 """RBPCP §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as a seed."""
@@ -87,12 +88,15 @@ class KeyRing:
     __slots__ = ("_current", "_previous", "_sources")
 
     def __init__(
-        self, sources: Sequence[KeySource], address: bytes | None = None, previous: Sequence[bytes] = ()
+        self,
+        sources: Sequence[KeySource],
+        payout: Payout | bytes | None = None,
+        previous: Sequence[Payout | bytes] = (),
     ) -> None:
-        """Take generations, the newest first, and scriptPubKeys; without `address`, destinations are derived."""
+        """Take generations, the newest first, and places or scriptPubKeys; without `payout`, destinations are derived."""
         self._sources = tuple(sources)
-        self._current = () if address is None else (Destination(address),)
-        self._previous = tuple(Destination(script, retired=True) for script in previous)
+        self._current = () if payout is None else (_place(payout),)
+        self._previous = tuple(_place(each) for each in previous)
 
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`."""
@@ -119,14 +123,16 @@ class KeyRing:
 
     def destinations(self, client_key: bytes, expiry: UnixTime) -> Iterator[Destination]:
         """Yield the allowed destinations of a channel's settlement, the preferred one first. Raises `KeysFailed`."""
-        yield from self._current
+        for payout in self._current:
+            yield Destination(payout.script(client_key, expiry))
         retired = bool(self._current)
         for source in self._sources:
             key = source.destination_key(client_key, expiry)
             if key is not None:
                 yield Destination(_own_script(key.public_key), key, retired)
                 retired = True
-        yield from self._previous
+        for payout in self._previous:
+            yield Destination(payout.script(client_key, expiry), retired=True)
 
     def reserve(self) -> SigningKey:
         """Return the key of the reserve's coins. Raises `KeysFailed`."""
@@ -139,6 +145,10 @@ class KeyRing:
         if found is None:
             return None
         return Destination(key_script(public_key), found, retired=public_key != keys[0].public_key)
+
+
+def _place(payout: Payout | bytes) -> Payout:
+    return Fixed(payout) if isinstance(payout, bytes) else payout
 
 
 class SoftKey:

@@ -204,6 +204,9 @@ REGTEST: tuple[Step, ...] = (
     ".venv/bin/paychan channel close NAME",
     ".venv/bin/paychan node mine 1",
     ".venv/bin/paychan channels list config/regtest/server.toml --state closed",
+    ".venv/bin/paychan-signer earnings config/live/signer.toml",
+    ".venv/bin/paychan-signer earnings config/live/signer.toml --addresses > addresses.txt",
+    ".venv/bin/paychan coins config/live/server.toml addresses.txt --out coins.txt",
     WATCH,
     NEW,
     ".venv/bin/paychan node fund ADDRESS 1000000",
@@ -222,7 +225,11 @@ REGTEST: tuple[Step, ...] = (
 
 TERMINAL = "tests/signer/test_commands_terminal.py::test_init_and_recover_on_a_terminal"
 
+SWEEP = "tests/functional/test_regtest_earnings.py::test_fault_47_earnings_on_derived_addresses_are_listed_and_swept"
+
 RUN_BY_ANOTHER_TEST = {
+    ".venv/bin/paychan-signer sweep config/live/signer.toml ADDRESS --fee-rate 5 --coins coins.txt --out sweep.txt": SWEEP,
+    ".venv/bin/paychan coins config/live/server.toml --publish sweep.txt": SWEEP,
     ".venv/bin/paychan-signer init live/signer.toml": TERMINAL,
     ".venv/bin/paychan-signer init config/live/signer.toml": TERMINAL,
     ".venv/bin/paychan-signer recover config/live/signer.toml": TERMINAL,

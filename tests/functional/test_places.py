@@ -1,4 +1,4 @@
-"""Where data is kept if no directory is named: the same place from every current directory."""
+"""The places of data if no directory is named: the same from every current directory."""
 
 from __future__ import annotations
 

@@ -232,7 +232,16 @@ class _Descriptor:
 def make_the_seed(run: Run, home: Path) -> None:
     """`init` into a file of words, `verify` with right and wrong ones, and all other commands that read words or seed."""
     words_file = home / "words"
-    run.run_command("paychan-signer", "init", run.signer_file, "--words-file", words_file, passphrase=run.passphrase)
+    run.run_command(
+        "paychan-signer",
+        "init",
+        run.signer_file,
+        "--destination",
+        "seed",
+        "--words-file",
+        words_file,
+        passphrase=run.passphrase,
+    )
     words = words_file.read_text().split()
     run.learn_seed(words)
     verify = ("paychan-signer", "verify", run.signer_file, "--words-file", "-")

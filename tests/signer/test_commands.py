@@ -54,13 +54,13 @@ def test_init_of_a_script_writes_the_words(place: Place, tmp_path_factory: pytes
     """
     path = place.file.with_name("words")
 
-    result = run(place, "init", "--words-file", str(path))
+    result = run(place, "init", "--destination", "seed", "--words-file", str(path))
 
     (seed,) = place.seeds()
     assert (result.status, path.read_text()) == (0, " ".join(to_words(seed.secret)) + "\n")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     other = make_place(tmp_path_factory.mktemp("other"))
-    sentences = run(other, "init", "--words-file", str(other.file.with_name("words"))).output
+    sentences = run(other, "init", "--destination", "seed", "--words-file", str(other.file.with_name("words"))).output
     assert not set(path.read_text().split()) & set(result.output.split()) - set(sentences.split())
     assert run(place, "verify", "--words-file", str(path)).status == 0
 
@@ -77,7 +77,7 @@ def test_init_needs_a_terminal_to_show_the_words(place: Place) -> None:
 def test_init_and_recover_overwrite_nothing(place: Place) -> None:
     """Neither command writes over a seed; with an existing words file, no seed is created."""
     words = private(place.file.with_name("words"), "old")
-    first = run(place, "init", "--words-file", str(words))
+    first = run(place, "init", "--destination", "seed", "--words-file", str(words))
     assert first.status == 2
     assert words.read_text() == "old"
     assert not place.seed.exists()
@@ -94,19 +94,19 @@ def test_init_and_recover_overwrite_nothing(place: Place) -> None:
 def test_words_of_a_seed_that_was_not_stored_are_removed(place: Place) -> None:
     """If the seed can't be written, no words file is left that would look like its backup."""
     words = place.file.with_name("words")
-    text = place.file.read_text() + 'seed_file = "/proc/none/signer.seed"\n'
+    text = place.file.read_text() + 'seed_file = "/proc/signer.seed"\n'
     place.file.write_text(text)
 
-    result = run(place, "init", "--words-file", str(words))
+    result = run(place, "init", "--destination", "seed", "--words-file", str(words))
 
     assert result.status == 2
-    assert "/proc/none/signer.seed can't be written" in result.output
+    assert "/proc/signer.seed.new can't be written" in result.output
     assert not words.exists()
 
 
 def test_init_needs_a_passphrase(place: Place) -> None:
     """Without any source of a passphrase no seed is created, and all sources are listed."""
-    result = call("init", place.file, "--words-file", place.file.with_name("words"))
+    result = call("init", place.file, "--destination", "seed", "--words-file", place.file.with_name("words"))
 
     assert result.status == 2
     assert "--passphrase-fd N, --passphrase-file PATH, key.passphrase_file" in result.output
@@ -314,7 +314,8 @@ def test_fault_43_the_destination_becomes_a_witness_address(place: Place, addres
 
     config = commands.config_with_seed(place.file)
     assert config.settlement.previous_addresses == (ADDRESSES[0], address)
-    assert decode_address(address, Network.REGTEST) in config.previous_scripts
+    scripts = [each.script(CLIENT_KEY, EXPIRY) for each in config.previous_payouts]
+    assert decode_address(address, Network.REGTEST) in scripts
 
 
 def test_destination_is_set_for_the_first_time(place: Place) -> None:
@@ -416,6 +417,6 @@ def test_help_has_no_secret_as_argument(command: str) -> None:
 def test_commands_are_run_as_the_user_who_owns_the_seed(tmp_path: Path) -> None:
     """If the signer runs as another user, a command as the wrong user is refused: the signer could not read its seed."""
     place = make_place(tmp_path, rest='[isolation]\nuser = "nobody"\n')
-    result = run(place, "init", "--words-file", str(tmp_path / "words"))
+    result = run(place, "init", "--destination", "seed", "--words-file", str(tmp_path / "words"))
     assert result.status == 2
     assert "`sudo -u nobody paychan-signer …`" in result.output

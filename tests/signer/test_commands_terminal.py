@@ -57,6 +57,8 @@ def repeat_words(terminal: PseudoTerminal, words: list[str]) -> None:
 def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
     """Init shows 24 words, again after a wrong answer; typed at another place, they give the same seed."""
     with PseudoTerminal([COMMAND, "init", place.file]) as terminal:
+        terminal.read_until("Destination: ")
+        terminal.enter("seed")
         choose_passphrase(terminal)
         words = read_words(terminal)
         terminal.read_until(r"Word \d+: ")
@@ -97,7 +99,9 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
 
 def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
     """If the words are not repeated correctly in three rounds, no seed is created."""
-    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
+    with PseudoTerminal(
+        [COMMAND, "init", place.file, "--destination", "seed", "--passphrase-file", place.passphrase]
+    ) as terminal:
         for _ in range(backup.ROUNDS):
             read_words(terminal)
             terminal.read_until(r"Word \d+: ")
@@ -111,7 +115,9 @@ def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
 
 def test_control_c_makes_no_seed(place: Place) -> None:
     """Ctrl-C while words are shown ends the command, removes them from the screen, and creates no seed."""
-    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
+    with PseudoTerminal(
+        [COMMAND, "init", place.file, "--destination", "seed", "--passphrase-file", place.passphrase]
+    ) as terminal:
         terminal.read_until("Press Enter when you have written them down")
         assert terminal.end_by_control_c() == 2
     assert "stopped" in terminal.text_left

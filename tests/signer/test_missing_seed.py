@@ -42,7 +42,7 @@ def test_fault_74_no_seed_is_created_beside_traces_of_a_signer(tmp_path: Path, t
         open_seeds(settings, passphrase_sources(settings))
     place = Place(tmp_path / "signer.toml", settings.seed_path, private(tmp_path.parent / f"p{is_link}{trace}", WORD))
     place.file.write_text(f'network = "live"\nstate_dir = "{tmp_path}"\n[key]\nmode = "hardened"\n')
-    result = run(place, "init", "--words-file", str(tmp_path / "words"))
+    result = run(place, "init", "--destination", "seed", "--words-file", str(tmp_path / "words"))
 
     assert result.status == 2
     assert "recover FILE" in result.output
