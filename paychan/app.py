@@ -11,7 +11,7 @@ import gc
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from actors.observing import Observers
 from actors.roles import Serving, Settling
 from paychan import termsfile
 from paychan.api.budgets.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
+from paychan.api.limits import BoundedServer
 from paychan.api.no_store import waiting_room
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
@@ -40,6 +41,7 @@ from paychan.parts import StartError, make_application, make_chain, make_signer,
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat
 from paychan.running import Running, remove_running, write_running
+from paychan.shared.holders import cannot_listen
 from paychan.shared.stuck import end_when_stuck
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.rebuild import finish_rebuild, rebuild
@@ -300,8 +302,7 @@ async def _no_store(config: ServerConfig, error: PaychanError, kind: Kind) -> As
         try:
             await stack.enter_async_context(waiting_room(config, error, kind))
         except OSError as problem:
-            msg = f"can't listen: {problem.strerror}. Free the port"
-            raise StartError(msg) from problem
+            raise StartError(problem.strerror) from problem
         yield
 
 
@@ -334,9 +335,9 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
     token = _new_token(config.management_token)
     management = management_server(service, token)
     try:
-        port = await _listen(listen(public, config.http.listen, config.port), "http.port (or PORT)")
+        port = await _listen(public, config.http.listen, config.port, "http.port (or PORT)")
         where = config.management
-        management_port = await _listen(listen(management, where.listen, where.port), "management.port")
+        management_port = await _listen(management, where.listen, where.port, "management.port")
         running = Running(os.getpid(), _local_url(config.http.listen, port), _local_url(where.listen, management_port))
         try:
             write_running(config.state_dir, running)
@@ -357,12 +358,11 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         config.management_token.unlink(missing_ok=True)
 
 
-async def _listen(listening: Awaitable[int], key: str) -> int:
+async def _listen(server: BoundedServer, address: str, port: int, key: str) -> int:
     try:
-        return await listening
+        return await listen(server, address, port)
     except OSError as error:
-        msg = f"can't listen: {error.strerror}. Free the port or change {key}"
-        raise StartError(msg) from error
+        raise StartError(cannot_listen(error, address, port, key)) from error
 
 
 def _local_url(address: str, port: int) -> str:

@@ -28,6 +28,7 @@ from paychan.shared.stuck import end_when_stuck
 from signer import vital
 from signer.cli import audit as auditing
 from signer.cli import seed as commands
+from signer.cli import settings
 from signer.cli import status as operating
 from signer.cli.options import ConfigFile, PassphraseDescriptor, PassphraseFile
 from signer.cli.terminal import fail, say
@@ -110,6 +111,7 @@ def _signer(
 commands.register(app)
 app.command()(operating.status)
 app.command()(operating.heartbeat)
+app.command()(settings.settings)
 app.add_typer(auditing.app, name="audit")
 
 

@@ -14,6 +14,7 @@ from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
+from paychan.shared.holders import cannot_listen
 
 _RETRY_AFTER_SECONDS = 5
 _SLOTS = 16
@@ -39,11 +40,18 @@ class _Handler(RequestHandler):
 
 @asynccontextmanager
 async def waiting_room(config: ServerConfig, error: PaychanError, kind: Kind) -> AsyncIterator[None]:
-    """Answer every request with this error, and `/health` with an alarm of this kind, while the context is open. Raises `OSError`: a port is in use."""
-    listeners = ((config.http.listen, config.port), (config.management.listen, config.management.port))
+    """Answer every request with this error, and `/health` with an alarm of this kind, while the context is open.
+
+    Raises:
+        OSError: a port can't be used; `strerror` says which one, and which process holds it.
+    """
+    listeners = (
+        (config.http.listen, config.port, "http.port (or PORT)"),
+        (config.management.listen, config.management.port, "management.port"),
+    )
     servers = []
     try:
-        for address, port in listeners:
+        for address, port, key in listeners:
             application = Application([(r".*", _Handler, {"error": error, "kind": kind})])
             server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
             server.slots, server.patience_seconds, server.head_seconds = (
@@ -52,7 +60,10 @@ async def waiting_room(config: ServerConfig, error: PaychanError, kind: Kind) ->
                 _SECONDS,
             )
             servers.append(server)
-            await server.listen_on(bind_sockets(port, address))
+            try:
+                await server.listen_on(bind_sockets(port, address))
+            except OSError as problem:
+                raise OSError(problem.errno, cannot_listen(problem, address, port, key)) from problem
         yield
     finally:
         for server in servers:

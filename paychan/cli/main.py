@@ -53,6 +53,7 @@ COMMANDS = {
     ),
     "node": _Place("node", "app", "Run a temporary regtest node for trials."),
     "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
+    "settings": _Place("settings", "settings", "Show all settings of a server, with values and meanings.", "EXAMPLES"),
     "settle": _Place(
         "operator.settle_command", "settle", "Settle the channels of a backup with only a signer.", "EXAMPLES"
     ),

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from paychan.cli.terminal import command, completed, fail, keep_option, next_command, say, show_facts, whole
+from paychan.shared.holders import holder_of_port
 from paychan.shared.layout import Value
 from paychan.shared.wording import moment
 
@@ -162,6 +163,9 @@ def start(
     node = _Node(directory)
     if node.runs():
         fail(f"a node is already running in {node.directory}. `paychan node info` shows it")
+    for port, option in ((rpc_port, "--rpc-port"), (zmq_port, "--zmq-port")):
+        if holder := holder_of_port(port):
+            fail(f"port {port} is held by {holder}. Stop that, or choose another port with {option}")
     node.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     node.conf.write_text(_CONF.format(rpc_port=rpc_port, zmq_port=zmq_port))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -279,7 +283,7 @@ def _wait_until_up(node: _Node, child: subprocess.Popen[bytes], log: Path) -> No
     while time.monotonic() < deadline:
         if child.poll() is not None:
             said = log.read_text(errors="replace").strip()
-            fail(f"bitcoind ended: {said} If a port is in use, choose others with --rpc-port and --zmq-port")
+            fail(f"bitcoind ended: {said}")
         if node.runs():
             return
         time.sleep(0.05)

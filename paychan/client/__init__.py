@@ -11,6 +11,7 @@ print(receipt.total_paid_sat, receipt.left_sat)
 from paychan.client.channel import AsyncChannel, Channel
 from paychan.client.coins import Deposit, Source
 from paychan.client.errors import (
+    AmbiguousName,
     BackupExists,
     BackupNotWritten,
     ChannelConflict,
@@ -66,6 +67,7 @@ from paychan.protocol.types import Network
 from paychan.protocol.wire.rbpcp import Dialect
 
 __all__ = [
+    "AmbiguousName",
     "AsyncChannel",
     "AsyncPayer",
     "BackupExists",

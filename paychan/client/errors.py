@@ -201,6 +201,10 @@ class NoSuchChannel(WalletError):
     code, text = "no_such_channel", "no channel {name} in {directory}"
 
 
+class AmbiguousName(NoSuchChannel):
+    code, text = "ambiguous_name", "{name} is the beginning of several channels' names: {names}"
+
+
 class ChannelInUse(WalletError):
     code, text = "channel_in_use", "channel {name} is in use by another program"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from paychan.client.errors import (
+    AmbiguousName,
     ChannelInUse,
     DamagedFile,
     LaterFile,
@@ -84,12 +85,15 @@ class Wallet:
         """Complete the beginning of a channel's name.
 
         Raises:
-            NoSuchChannel: no name begins so, or more than one.
+            NoSuchChannel: no name begins so.
+            AmbiguousName: several do; the error names them.
         """
         matches = [name for name in self.names() if name.startswith(prefix)] if prefix else []
         if prefix in matches:
             return prefix
-        if len(matches) != 1:
+        if len(matches) > 1:
+            raise AmbiguousName(name=prefix, names=", ".join(sorted(matches)))
+        if not matches:
             raise NoSuchChannel(name=prefix, directory=self.directory)
         return matches[0]
 

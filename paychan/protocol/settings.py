@@ -34,6 +34,10 @@ class Setting(NamedTuple):
     unit: str
     doc: str
 
+    def shown(self, value: Any) -> str:
+        """Show a value of this setting as TOML writes it."""
+        return _show(value)
+
 
 def setting(doc: str, unit: str = "", **limits: Any) -> Meta:
     """Describe a field of a declared table; `limits` are those of `msgspec.Meta`, such as `ge` and `le`."""
@@ -60,13 +64,27 @@ def settings_table(table: type[Struct], prefix: str = "") -> list[Setting]:
     for field in msgspec.structs.fields(table):
         kind, meta = _unwrap(field.type)
         key = prefix + field.encode_name
-        if isinstance(kind, type) and issubclass(kind, Struct):
+        if _is_section(field.type):
             rows += settings_table(kind, key + ".")
             continue
         default = "required" if field.required else _show(field.default)
         unit = (meta.extra or {}).get("unit", "") if meta else ""
         rows.append(Setting(key, _kind_name(kind), default, unit, (meta.description or "") if meta else ""))
     return rows
+
+
+def settings_values(config: Struct, prefix: str = "") -> dict[str, Any]:
+    """Return the value of every key of a table, sections as dotted prefixes, in the order of `settings_table`."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(type(config)):
+        value, key = getattr(config, field.name), prefix + field.encode_name
+        values |= settings_values(value, key + ".") if _is_section(field.type) else {key: msgspec.to_builtins(value)}
+    return values
+
+
+def _is_section(annotation: Any) -> bool:
+    kind, _ = _unwrap(annotation)
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _unwrap(annotation: Any) -> tuple[Any, Meta | None]:
@@ -82,7 +100,9 @@ def _kind_name(kind: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_show(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_show, value)) + "]"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
 

@@ -12,7 +12,9 @@ from typing import NamedTuple, TypeAlias
 
 LEAST_WIDTH = 20
 _GAP = "  "
-_WORD = re.compile(r"(?:`[^`\n]*`|\((?:in )?[\d,]+ [^()\n]{1,20}\)|(?<=\d) (?=[A-Za-z%])|\S)+\s*")
+_WORD = re.compile(
+    r"(?:`[^`\n]*`|\((?:in )?[\d,]+ [^()\n]{1,20}\)|(?<!\S)[\d,.]+ (?:sat(?:/vB)?|BTC|s|min|h|d|%)(?!\w)|\S)+\s*"
+)
 """A word with the space after it. One word each: a command between backticks, a number with its unit, `(in 6 d 2 h)`."""
 
 

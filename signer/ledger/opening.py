@@ -8,6 +8,7 @@ from pathlib import Path
 
 import plyvel
 
+from paychan.shared.holders import holder_of_lock
 from paychan.shared.leveldb_files import cut_torn_tail, error_text, sync_directory
 from signer.ledger.base import LedgerFailed
 
@@ -57,5 +58,5 @@ def why_not_opened(path: Path, error: Exception) -> str:
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}): move it away to start a new ledger"
     if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
-        return f"{path} is in use by another signer: stop it, or give each signer a separate state_dir"
+        return f"{path} is in use by {holder_of_lock(path / 'LOCK')}: stop that signer, or give each signer a separate state_dir"
     return f"{path} can't be opened: {text}"

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from paychan.shared.holders import holder_of_lock
+
 _PROBE_SECONDS = 1.0
 BACKLOG = 1024
 """Connections that wait to be accepted: they cost nothing, and are served in order."""
@@ -91,7 +93,9 @@ def _lock(path: Path, cleanup: ExitStack) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise SocketError(key="socket.path", reason=f"another signer is running on {path}") from None
+        raise SocketError(
+            key="socket.path", reason=f"{path} is in use by {holder_of_lock(name)}: stop that signer"
+        ) from None
 
 
 def _remove_stale(path: Path) -> None:

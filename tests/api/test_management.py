@@ -111,6 +111,25 @@ def test_channels_are_listed_by_state_and_expiry(own: System, http: httpx.Client
     assert _get(own, "/channels?state=lost").json()["channels"] == []
 
 
+def test_fault_52_channels_of_all_states_are_found_by_the_beginning(own: System, http: httpx.Client) -> None:
+    """`GET /channels?begins=` reads the beginning of a txid:vout in any state; `limit` holds here, too."""
+    opened, closed = Payer(2_020_000_000), Payer(2_030_000_000)
+    for payer in (opened, closed):
+        assert V1(own.url, payer, http).open(payer.payment(100_000)).status_code == 201
+    assert V1(own.url, closed, http).close(closed.payment(100_000)).status_code == 202
+
+    def found(begins: str) -> set[str]:
+        return {each["funding_source"] for each in _get(own, f"/channels?begins={begins}").json()["channels"]}
+
+    for payer in (opened, closed):
+        txid, _, vout = str(payer.outpoint).partition(":")
+        assert (
+            found(str(payer.outpoint)) == found(txid.upper()) == found(f"{txid[:20]}:{vout}") == {str(payer.outpoint)}
+        )
+        assert found(f"{txid}:7777") == found(f"{txid}0") == set()
+    assert len(_get(own, "/channels?begins=&limit=2").json()["channels"]) == 2
+
+
 @pytest.mark.parametrize("query", ["state=all", "state=", "limit=-1", "limit=x", "limit=1.5", "state=%ff"])
 def test_a_list_with_invalid_parameters_is_refused(system: System, query: str) -> None:
     """The parameters must be a known state and a plain number."""

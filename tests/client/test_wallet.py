@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from paychan.client import (
+    AmbiguousName,
     ChannelInUse,
     DamagedFile,
     LaterFile,
@@ -198,7 +199,7 @@ def test_a_damaged_file_is_refused(opened: OpenChannel, tmp_path: Path, damage) 
         assert payer.channel(channel.name).left_sat == channel.left_sat
 
 
-def test_names_may_be_shortened_while_they_are_unique(tmp_path: Path) -> None:
+def test_fault_52_names_may_be_shortened_while_they_are_unique(tmp_path: Path) -> None:
     """The beginning of a name finds the one channel that has it; several or none are an error."""
     for name in ("abc1", "abd2", "abd"):
         (tmp_path / f"{name}.json").touch()
@@ -206,9 +207,11 @@ def test_names_may_be_shortened_while_they_are_unique(tmp_path: Path) -> None:
 
     assert wallet.find("abc") == "abc1"
     assert wallet.find("abd") == "abd"
-    for prefix in ("ab", "x", ""):
-        with pytest.raises(NoSuchChannel):
+    for prefix in ("x", ""):
+        with pytest.raises(NoSuchChannel, match="no channel"):
             wallet.find(prefix)
+    with pytest.raises(AmbiguousName, match="several channels' names: abc1, abd, abd2"):
+        wallet.find("ab")
 
 
 def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

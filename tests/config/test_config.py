@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paychan.config import ServerConfig, load_server_config
-from paychan.protocol.settings import SettingsError, settings_table
+from paychan.protocol.settings import SettingsError, settings_table, settings_values
 from signer.config import SignerConfig, load_signer_config
 from tests.lib.readme import SECTIONS, SHIPPED, in_pages, with_comments
 
@@ -35,14 +35,18 @@ def keys_of(table: dict, prefix: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_shipped_files_load_and_name_every_key(network: str) -> None:
-    """Each shipped file is valid, is for the network of its folder, and contains every key."""
+def test_fault_44_shipped_files_load_and_name_what_differs_from_the_defaults(network: str) -> None:
+    """Each shipped file is valid, is for the network of its folder, and repeats no default."""
     server, signer = CONFIG / network / "server.toml", CONFIG / network / "signer.toml"
 
     assert load_server_config(server).network_name == network
     assert load_signer_config(signer).network_name == network
-    assert keys_of(tomllib.loads(server.read_text())) == {row.key for row in settings_table(ServerConfig)}
-    assert keys_of(tomllib.loads(signer.read_text())) == {row.key for row in settings_table(SignerConfig)}
+    for file, table, load in ((server, ServerConfig, load_server_config), (signer, SignerConfig, load_signer_config)):
+        values, rows = settings_values(load(file)), {row.key: row for row in settings_table(table)}
+        named = keys_of(tomllib.loads(file.read_text()))
+        differing = {key for key, row in rows.items() if row.shown(values[key]) != row.default}
+        assert named == differing
+        assert "settings FILE` shows all keys" in file.read_text()
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -24,6 +24,7 @@ from paychan.client.record import ChannelRecord
 from paychan.running import read_running
 from tests.lib.customer import wait_for
 from tests.lib.readme import PAGES, ROOT
+from tests.lib.settings import with_settings
 
 _PATIENCE_SECONDS = 120
 
@@ -50,7 +51,8 @@ class Clone:
             for name in ("server.toml", "signer.toml"):
                 text = (ROOT / "config" / network / name).read_text()
                 text = text.replace(":18443", f":{self.rpc_port}").replace(":28332", f":{self.zmq_port}")
-                (directory / place / name).write_text(re.sub(r"(?m)^port = \d+", "port = 0", text))
+                ports = {"http.port": 0, "management.port": 0} if name == "server.toml" else {}
+                (directory / place / name).write_text(with_settings(text, ports))
         home = {"HOME": str(directory), "PAYCHAN_WALLET": "", "XDG_DATA_HOME": "", "PORT": "", "COLUMNS": "200"}
         node = {"PAYCHAN_NODE": "", "PAYCHAN_CREDENTIALS": "", "PAYCHAN_ELECTRUM": ""}
         bitcoind = {"PAYCHAN_BITCOIND": str(find_bitcoind() or "")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -123,21 +124,24 @@ def fails(up: Up, *output: str, **environment: str) -> None:
     assert "Traceback" not in up.text()
 
 
-def test_up_says_that_a_port_is_taken(up: Up):
-    """Another program on the port is an error that names the setting to change."""
+def test_fault_52_a_taken_port_is_named_with_its_holder(up: Up):
+    """Another program on a port is an error that names port, process, and the setting to change."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        fails(up, "can't listen: Address already in use", "http.port", PORT=str(taken.getsockname()[1]))
+        port, held = taken.getsockname()[1], f"the port is held by process {os.getpid()} ("
+        fails(up, f"can't listen on 127.0.0.1:{port}: {held}", "change http.port", PORT=str(port))
+        up.set("server.toml", "management.port", port)
+        fails(up, f"can't listen on 127.0.0.1:{port}: {held}", "change management.port")
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "output"),
     [
-        ("server.toml", "[http]", "[htttp]", "server.toml: htttp: unknown key"),
+        ("server.toml", "[chain]", "[htttp]\n[chain]", "server.toml: htttp: unknown key"),
         ("server.toml", 'network = "test"', 'network = "live"', "server.toml: debug:"),
         ("signer.toml", 'mode = "debug"', 'mode = "bebug"', "signer.toml: key.mode:"),
-        ("signer.toml", "idle_seconds = 600.0", "idle_seconds = 0", "signer.toml: socket.idle_seconds:"),
+        ("signer.toml", "[key]", "[socket]\nidle_seconds = 0\n[key]", "signer.toml: socket.idle_seconds:"),
     ],
 )
 def test_up_names_the_wrong_setting(up: Up, name: str, old: str, new: str, output: str):
@@ -152,7 +156,7 @@ def test_up_says_that_signer_and_server_differ(up: Up):
     up.edit("signer.toml", 'network = "test"', 'network = "regtest"')
     up.edit("signer.toml", "debug = true", "debug = false")
     up.edit("signer.toml", 'mode = "debug"', 'mode = "hardened"')
-    up.edit("signer.toml", "create_if_missing = false", "create_if_missing = true")
+    up.set("signer.toml", "key.create_if_missing", True)
 
     fails(up, "the signer serves regtest (debug: False), the server test (debug: True)")
 
@@ -182,7 +186,8 @@ def test_a_second_up_is_refused(up: Up, tmp_path: Path):
     second = Daemon(tmp_path / "second.log", "paychan", "up", str(up.directory))
 
     assert second.process.wait(30) == 1
-    assert "signer.ledger is in use by another signer" in second.text()
+    signer = up.children()["paychan-signer"].pid
+    assert re.search(rf"signer.ledger is in use by process {signer} \(.*paychan-signer .*\)", second.text())
     assert httpx.get(f"{running.management_url}/health", verify=False).status_code == 200
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Self
 import psutil
 
 from paychan.running import Running, read_running
+from tests.lib.settings import with_settings
 from tests.lib.system import Daemon
 
 SHIPPED = Path(__file__).parents[2] / "config" / "debug"
@@ -29,9 +29,9 @@ class Up:
         self.log = directory / "up.log"
         self.command: Daemon | None = None
         for name in ("server.toml", "signer.toml"):
-            text = (shipped / name).read_text()
-            text = text.replace('state_dir = ""', f'state_dir = "{self.state}"')
-            (self.directory / name).write_text(re.sub(r"(?m)^port = \d+", "port = 0", text))
+            ports = {"http.port": 0, "management.port": 0} if name == "server.toml" else {}
+            text = with_settings((shipped / name).read_text(), {"state_dir": str(self.state), **ports})
+            (self.directory / name).write_text(text)
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Change a setting."""
@@ -39,6 +39,11 @@ class Up:
         text = file.read_text()
         assert old in text, f"{old} is not in {file}"
         file.write_text(text.replace(old, new))
+
+    def set(self, name: str, key: str, value: object) -> None:
+        """Change a setting that the shipped file leaves at its default."""
+        file = self.directory / name
+        file.write_text(with_settings(file.read_text(), {key: value}))
 
     def start(self, **environment: str) -> None:
         self.log.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.settings import SettingsError, settings_table
+from paychan.protocol.settings import SettingsError
 from signer.config import SignerConfig, load_signer_config
 
 SHIPPED = Path(__file__).parents[2] / "config"
@@ -46,21 +46,6 @@ def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, cre
     assert config.socket_path == config.state_dir / "signer.sock"
     assert config.seed_path == config.state_dir / "signer.seed"
     assert config.allowed_uids == {os.geteuid()}
-
-
-@pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
-def test_shipped_files_show_and_explain_every_key(name: str) -> None:
-    """A shipped file has every declared key, with its description and unit as a comment."""
-    section, found = "", {}
-    for line in (SHIPPED / name / "signer.toml").read_text().splitlines():
-        if heading := re.fullmatch(r"\[(\w+)\]", line):
-            section = heading[1] + "."
-        elif row := re.fullmatch(r"(\w+) = .*? +# (.*)", line):
-            found[section + row[1]] = row[2]
-
-    assert found == {
-        row.key: f"{row.doc} ({row.unit})" if row.unit else row.doc for row in settings_table(SignerConfig)
-    }
 
 
 @pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])

@@ -369,9 +369,10 @@ def test_socket_of_a_killed_signer_is_replaced(tmp_path: Path) -> None:
 def test_second_signer_is_refused(signer: SignerProcess, tmp_path: Path) -> None:
     """A second signer on the same ledger or socket ends with an error that says so; the first one continues."""
     other = SignerProcess(tmp_path, f'{REGTEST}[socket]\npath = "{signer.socket}"\n')
+    holder = f"process {signer.pid}"
     for file, reason in (
-        (signer.file, f"state_dir: {signer.directory}/signer.ledger is in use by another signer"),
-        (other.file, f"socket.path: another signer is running on {signer.socket}"),
+        (signer.file, f"state_dir: {signer.directory}/signer.ledger is in use by {holder} ("),
+        (other.file, f"socket.path: {signer.socket} is in use by {holder} ("),
     ):
         ended = subprocess.run([COMMAND, file], capture_output=True, text=True, check=False, timeout=30)
 

@@ -196,15 +196,37 @@ class TotalsHandler(ManagementHandler):
 
 
 class ChannelsHandler(ManagementHandler):
-    """`GET /channels?state=open&limit=100`: channels in a state, earliest expiry first."""
+    """`GET /channels?state=open&limit=100`: channels in a state, earliest expiry first.
+
+    `GET /channels?begins=2fc6` instead finds the channels of all states whose outpoint, txid:vout, begins so.
+    """
 
     async def get(self) -> None:
+        limit = min(number(self.get_query_argument("limit", "100"), "limit"), _PAGE)
+        if begins := self.get_query_argument("begins", ""):
+            found = await self._beginning(begins, limit)
+        else:
+            found = await self._in_state(limit)
+        self.answer(200, None, {"channels": [self.info(channel) for channel in found]})
+
+    async def _in_state(self, limit: int) -> Sequence[Channel]:
         name = self.get_query_argument("state", State.OPEN.value)
         if name not in {state.value for state in State}:
             raise Malformed(field="state", reason=f"want one of {', '.join(state.value for state in State)}")
-        limit = min(number(self.get_query_argument("limit", "100"), "limit"), _PAGE)
-        found = await self.service.context.store.scan(State(name), limit=limit)
-        self.answer(200, None, {"channels": [self.info(channel) for channel in found]})
+        return await self.service.context.store.scan(State(name), limit=limit)
+
+    async def _beginning(self, text: str, limit: int) -> Sequence[Channel]:
+        """Read the whole store: outpoints are stored with the txid's bytes reversed, so no range holds a beginning."""
+        txid, colon, vout = text.lower().partition(":")
+        found = []
+        for state in State:
+            async for channel in walk(self.service.context.store, state):
+                has = str(channel.outpoint).partition(":")
+                if has[0].startswith(txid) and (has[2] == vout if colon else True):
+                    found.append(channel)
+                    if len(found) == limit:
+                        return found
+        return found
 
 
 class DepositsHandler(ManagementHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from paychan.config import ServerConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+_OUTPOINT = re.compile(r"[0-9a-f]{64}:[0-9]{1,10}")
+_OUTPOINT_BEGINS = re.compile(r"[0-9a-f]{1,64}(:[0-9]{1,10})?")
+_MOST_CANDIDATES = 20
 
 _TIMES = {"expires", "opened_at", "time", "median_time"}
 _AMOUNTS = {"value_left", "funding_value", "value_received", "settlement_fee"}
@@ -164,26 +169,30 @@ def deposits(file: ConfigFile, as_json: JsonOption = False) -> None:
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels show config/live/server.toml TXID:VOUT")
 def show(
     file: ConfigFile,
-    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
+    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning")],
     as_json: JsonOption = False,
 ) -> None:
     """Show all details of one channel."""
-    _print_channel(_ask(_config(file), "GET", f"/channels/{_path(outpoint)}"), as_json=as_json)
+    config = _config(file)
+    _print_channel(_ask(config, "GET", f"/channels/{_path(config, outpoint)}"), as_json=as_json)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels close config/live/server.toml TXID:VOUT")
 def close(
     file: ConfigFile,
-    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
+    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning")],
     as_json: JsonOption = False,
 ) -> None:
     """Close a channel: settle the newest payment now."""
-    _print_channel(_ask(_config(file), "POST", f"/channels/{_path(outpoint)}/close"), as_json=as_json)
+    config = _config(file)
+    _print_channel(_ask(config, "POST", f"/channels/{_path(config, outpoint)}/close"), as_json=as_json)
 
 
 def withdraw(
     file: ConfigFile,
-    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout", show_default=False)] = "",
+    outpoint: Annotated[
+        str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning", show_default=False)
+    ] = "",
     above: Annotated[
         int, typer.Option(min=0, show_default=False, help="All channels that have received at least this many satoshi")
     ] = 0,
@@ -197,7 +206,7 @@ def withdraw(
         fail("give a channel, txid:vout, or choose channels with --above SAT")
     config = _config(file)
     if outpoint:
-        _print_channel(_ask(config, "POST", f"/channels/{_path(outpoint)}/withdraw"), as_json=as_json)
+        _print_channel(_ask(config, "POST", f"/channels/{_path(config, outpoint)}/withdraw"), as_json=as_json)
         return
     answer = _ask(config, "POST", f"/withdraw?above={above}", _LONG_SECONDS)
     if as_json:
@@ -333,8 +342,27 @@ def _channel_fact(name: str, value: Any) -> str:
     return sat(value) if name in _AMOUNTS else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _path(outpoint: str) -> str:
-    txid, colon, vout = outpoint.partition(":")
-    if not colon:
-        fail(f"{outpoint}: expected txid:vout")
-    return f"{txid}/{vout}"
+def _path(config: ServerConfig, text: str) -> str:
+    """Return the path of the channel whose txid:vout begins with a text.
+
+    Ends the command if there is none, or if there are several, whose names are listed.
+    """
+    if not _OUTPOINT_BEGINS.fullmatch(text.lower()):
+        fail(f"{text!r} is neither a channel, txid:vout, nor its beginning: hex digits", status=2)
+    if not _OUTPOINT.fullmatch(text.lower()):
+        text = _only(text, _ask(config, "GET", f"/channels?begins={text}&limit={_MOST_CANDIDATES + 1}", _LONG_SECONDS))
+    return text.lower().replace(":", "/")
+
+
+def _only(text: str, answer: Mapping[str, Any]) -> str:
+    found = [channel["funding_source"] for channel in answer["channels"]]
+    if not found:
+        fail(f"no channel's txid:vout begins with {text}; `paychan channels list FILE` shows the open channels")
+    if len(found) > 1:
+        more = "\nand more" if len(found) > _MOST_CANDIDATES else ""
+        fail(
+            f"several channels begin with {text}: give more of one of these\n"
+            + "\n".join(found[:_MOST_CANDIDATES])
+            + more
+        )
+    return str(found[0])

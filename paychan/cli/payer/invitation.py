@@ -1,4 +1,4 @@
-"""How a new channel is funded: address and amount for people, a QR code for wallets, and the wait for the funding."""
+"""The funding of a new channel: address and amount for people, a QR code for wallets, and the wait for the payment."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from paychan.cli.terminal import (
     warn,
 )
 from paychan.client import (
+    AmbiguousName,
     Channel,
     ChannelConflict,
     ChannelGone,
@@ -87,6 +88,7 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
     TermsUnacceptable: "`paychan channel new --help` shows the options that change the accepted terms.",
     OverLimit: "--limit raises it.",
+    AmbiguousName: "Give more of its characters.",
     NoSuchChannel: "`paychan channel list` shows the names.",
     ChannelInUse: "Wait until the other command ends.",
     DamagedFile: (

@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 import plyvel
 import structlog
 
+from paychan.shared.called import quoted
+from paychan.shared.holders import described
 from paychan.shared.leveldb_files import cut_torn_tail, error_text, sync_directory
 from paychan.shared.leveldb_log import log_number
 from paychan.store.base import StoreDamaged, StoreFailed
@@ -159,16 +161,9 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         owner = os.pread(lock, 20, 0).decode(errors="replace")
         os.close(lock)
-        msg = f"{path} is in use by process {owner} ({_command(owner)}): stop it, or give each server its own directory"
+        msg = f"{path} is in use by {described(owner)}: stop it, or give each server its own directory"
         raise StoreFailed(msg) from None
     return lock
-
-
-def _command(process: str) -> str:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return "not visible from here"
 
 
 def _begin(path: Path, network: str, *, create: bool) -> None:
@@ -211,5 +206,5 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}); {WHAT_TO_DO}"
     if "LOCK" in text:
-        return f"{path} is in use by another program: the command `fuser {path / 'LOCK'}` finds it; stop it"
+        return f"{path} is in use by another program: the command `fuser {quoted(path / 'LOCK')}` finds it; stop it"
     return f"{path} can't be opened: {text}"

@@ -1,0 +1,31 @@
+"""`paychan-signer settings`: all settings of a signer with their values, the defaults and what each means."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from paychan.protocol.settings import SettingsError, settings_table, settings_values
+from paychan.shared.layout import Column
+from signer.cli.options import ConfigFile
+from signer.cli.terminal import fail, out, show_table
+from signer.config import SignerConfig, load_signer_config
+
+
+def settings(
+    file: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: a value for each key")] = False,
+) -> None:
+    """Show all settings of the signer: the value in use, the default, unit and meaning of each."""
+    try:
+        values = settings_values(load_signer_config(file))
+    except SettingsError as error:
+        fail(str(error), 2)
+    if as_json:
+        out.print_json(data=values)
+        return
+    rows = [
+        (row.key, row.shown(values[row.key]), row.default, row.unit, row.doc) for row in settings_table(SignerConfig)
+    ]
+    show_table([Column(title) for title in ("key", "value", "default", "unit", "meaning")], rows)
