@@ -12,30 +12,60 @@ from tornado.web import Application, RequestHandler
 from actors.alarm import Kind
 from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
+from paychan.api.management.origin import check_origin
+from paychan.api.responses import HEADERS, Answer, refusal
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 from paychan.shared.holders import cannot_listen
 
-_RETRY_AFTER_SECONDS = 5
 _SLOTS = 16
 _SECONDS = 10
 
 
 class _Handler(RequestHandler):
-    def initialize(self, error: PaychanError, kind: Kind) -> None:
-        self._error, self._kind = error, kind
+    """Refuses a request of a client."""
+
+    def initialize(self, error: PaychanError, **_unused: object) -> None:
+        self._error = error
 
     def prepare(self) -> None:
-        self.set_status(self._error.http_status)
-        self.set_header("Server", "paychan")
-        self.set_header("Retry-After", str(_RETRY_AFTER_SECONDS))
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Type", "application/json")
-        text = str(self._error)
-        alarm = {"kind": self._kind.value, "text": text, "channel": "", "critical": True}
+        for name, value in self.headers().items():
+            self.set_header(name, value)
+        answer = self.refused()
+        self.set_status(answer.status, answer.reason)
+        for name, value in answer.headers:
+            self.set_header(name, value)
+        self.finish(answer.body)
+
+    def headers(self) -> dict[str, str]:
+        return HEADERS
+
+    def refused(self) -> Answer:
+        """Make the answer, with the text that clients may read."""
+        return refusal(self._error, quiet_404=False)
+
+
+class _ManagementHandler(_Handler):
+    """Refuses a request of the operator, in the form of `/health`."""
+
+    def initialize(self, error: PaychanError, kind: Kind, listen: str) -> None:  # type: ignore[override]
+        super().initialize(error)
+        self._kind, self._listen = kind, listen
+
+    def headers(self) -> dict[str, str]:
+        """Name no CORS header: web pages must not use the operator's interface."""
+        return {name: HEADERS[name] for name in ("Server", "Content-Type", "Cache-Control")}
+
+    def refused(self) -> Answer:
+        """Make the answer. Pages of other sites get no reason, which the token can't protect without a store."""
+        try:
+            check_origin(self.request, self._listen)
+        except PaychanError as error:
+            return refusal(error, quiet_404=False)
+        text, answer = str(self._error), refusal(self._error, quiet_404=False, to_operator=True)
+        alarm = {"kind": self._kind.value, "text": text, "channel": ""}
         said = {"code": self._error.code, "error": text, "error_msg": text, "frozen": [text], "alarms": [alarm]}
-        said["status"] = "critical"
-        self.finish(msgspec.json.encode(said))
+        return Answer(answer.status, answer.reason, msgspec.json.encode(said), answer.headers)
 
 
 @asynccontextmanager
@@ -46,13 +76,13 @@ async def waiting_room(config: ServerConfig, error: PaychanError, kind: Kind) ->
         OSError: a port can't be used; `strerror` says which one, and which process holds it.
     """
     listeners = (
-        (config.http.listen, config.port, "http.port (or PORT)"),
-        (config.management.listen, config.management.port, "management.port"),
+        (config.http.listen, config.port, "http.port (or PORT)", _Handler),
+        (config.management.listen, config.management.port, "management.port", _ManagementHandler),
     )
     servers = []
     try:
-        for address, port, key in listeners:
-            application = Application([(r".*", _Handler, {"error": error, "kind": kind})])
+        for address, port, key, handler in listeners:
+            application = Application([(r".*", handler, {"error": error, "kind": kind, "listen": address})])
             server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
             server.slots, server.patience_seconds, server.head_seconds = (
                 ConnectionSlots(_SLOTS, "waiting", full=error),

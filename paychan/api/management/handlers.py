@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from paychan.api.handler import Handler
 from paychan.api.management.deposits import deposits
 from paychan.api.management.health import health
+from paychan.api.management.origin import check_origin
 from paychan.api.responses import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed
@@ -31,9 +31,7 @@ from paychan.protocol.errors import (
     ChainUnavailable,
     ChannelMoved,
     ChannelMoving,
-    CrossSite,
     Malformed,
-    Misdirected,
     NoSuchRoute,
     PaychanError,
     Unauthorized,
@@ -47,7 +45,6 @@ from paychan.store.backup.archive import BackupError
 from paychan.store.base import StoreFailed, walk
 
 _PAGE = 1000
-_HTTP_PORT = 80
 
 _AT_ONCE = 32
 """Concurrent withdrawals of one request; more gain nothing, as signer and node answer one after the other."""
@@ -124,40 +121,10 @@ class ManagementHandler(Handler):
 
     def prepare(self) -> None:
         super().prepare()
-        self._check_origin()
+        check_origin(self.request, self.service.config.management.listen)
         self.to_operator = self._has_token()
         if self.needs_token and not self.to_operator:
             raise Unauthorized
-
-    def _check_origin(self) -> None:
-        """Refuse requests that a web page may have sent, and requests of a connection that is gone.
-
-        Raises:
-            Misdirected: the connection is gone, or `Host` is not a name of this listener.
-            CrossSite: the request comes from a page of another site.
-        """
-        connection: Any = self.request.connection
-        if connection.stream.closed():
-            raise Misdirected
-        headers, allowed = self.request.headers, self._own_hosts()
-        if headers.get("Host", next(iter(allowed))).lower() not in allowed:
-            raise Misdirected
-        origin = headers.get("Origin", "")
-        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") or (
-            origin and origin.lower().removeprefix("http://") not in allowed
-        ):
-            raise CrossSite
-
-    def _own_hosts(self) -> set[str]:
-        """Return the allowed values of `Host`, each with the port.
-
-        They are the local names, the configured address, and the address of this socket.
-        """
-        connection: Any = self.request.connection
-        reached, port = connection.stream.socket.getsockname()[:2]
-        names = {"127.0.0.1", "localhost", "::1", self.service.config.management.listen.lower(), reached} - {""}
-        shown = {f"[{name}]" if ":" in name else name for name in names}
-        return {f"{name}:{port}" for name in shown} | (shown if port == _HTTP_PORT else set())
 
     def _has_token(self) -> bool:
         authorization = self.request.headers.get("Authorization", "")
