@@ -45,6 +45,12 @@ def inner_place(path: Path) -> Path:
     return path / _INNER if is_mount_point(path) else path
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """Return the name of a file that belongs to a directory and must be on its filesystem: in it if it is a mount point."""
+    name = path.name + suffix
+    return path / name if is_mount_point(path) else path.with_name(name)
+
+
 def fresh_place(path: Path) -> Path:
     """Return the name of a complete store that will replace the one at this path."""
     return path.with_name(f".{path.name}.rebuilt")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from paychan.shared.mounts import beside
 from paychan.shared.reservefile import ReserveFile
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ class LedgerReserve:
 
     def __init__(self, ledger: Path, audit: Path, reserve_bytes: int) -> None:
         self._size, self._audit = reserve_bytes // 4, audit
-        self._file = ReserveFile(ledger.with_name(f"{ledger.name}.reserve"), ledger, self._size, _BUFFER_BYTES)
+        self._file = ReserveFile(beside(ledger, ".reserve"), ledger, self._size, _BUFFER_BYTES)
         self._file.on_given = self._given
         self._file.make_room(self._file.opening_bytes())
 

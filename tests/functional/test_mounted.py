@@ -82,6 +82,7 @@ def test_fault_40_every_state_directory_may_be_a_mount_point(tmp_path: Path, mou
         assert is_mount_point(store)
         assert store_place(store) == store / "store"
         assert (store / "store.reserve").exists()
+        assert (state / "signer.ledger" / "signer.ledger.reserve").exists()
 
         for file in store.glob("*store*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
