@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,14 +50,14 @@ def choose_destination(file: Path, config: SignerConfig, given: str) -> str:
             raise CommandFailed(msg)
         return named
     if given:
-        return _checked(given, config)
+        return _checked(file, given, config)
     if not on_terminal():
         msg = (
             "where do the earnings go? Give --destination ADDRESS, or a descriptor of your own wallet, or "
             "--destination seed for addresses that follow from the seed"
         )
         raise CommandFailed(msg)
-    return _ask(config)
+    return _ask(file, config)
 
 
 def write_destination(file: Path, config: SignerConfig, chosen: str) -> None:
@@ -77,11 +78,11 @@ def first_address(payout: Payout, network: Network) -> str:
     return encode_address(payout.at(0), network) if isinstance(payout, Wallet) else ""
 
 
-def _ask(config: SignerConfig) -> str:
+def _ask(file: Path, config: SignerConfig) -> str:
     say(_QUESTION)
     while True:
         try:
-            chosen = _checked(out.input("Destination: ").strip(), config)
+            chosen = _checked(file, out.input("Destination: ").strip(), config)
         except CommandFailed as error:
             say(str(error), "yellow")
             continue
@@ -93,7 +94,7 @@ def _ask(config: SignerConfig) -> str:
             return chosen
 
 
-def _checked(text: str, config: SignerConfig) -> str:
+def _checked(file: Path, text: str, config: SignerConfig) -> str:
     if text == SEED:
         return text
     try:
@@ -101,6 +102,12 @@ def _checked(text: str, config: SignerConfig) -> str:
     except Malformed as error:
         msg = f"destination: {error.fields['reason']}"  # without the text, which may be a private key
         raise CommandFailed(msg) from None
+    if not os.access(file.resolve().parent, os.W_OK):  # known before the words are shown for nothing
+        msg = (
+            f"this user can't write {file}. Write destination_address = '{text}' into its section [settlement] as the user "
+            "that can, then run this command again"
+        )
+        raise CommandFailed(msg)
     return text
 
 

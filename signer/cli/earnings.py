@@ -38,7 +38,14 @@ from signer.keys.ring import KeysFailed, KeySource
 from signer.ledger.base import LedgerFailed
 from signer.ledger.signed import Signed, signed_settlements
 from signer.secret.file import write_new
-from signer.seed.open import config_with_seed, existing_seeds, passphrase_sources, trees
+from signer.seed.open import (
+    config_with_seed,
+    existing_seeds,
+    passphrase_sources,
+    refuse_another_token,
+    refuse_new_token_keys,
+    trees,
+)
 from signer.token.client import RemoteToken
 from signer.token.derived_keys import generations
 from signer.token.sessions import TokenError
@@ -158,6 +165,8 @@ def _sources(
     if config.key.mode == "pkcs11":
         with closing(RemoteToken(config)) as token:
             token.open()
+            refuse_new_token_keys(config, token)
+            refuse_another_token(config, token)
             yield [*generations(token, config.pkcs11)]
         return
     config_with_seed(file)

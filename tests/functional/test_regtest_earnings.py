@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +17,11 @@ from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.types import Network
 from signer.keys.payout import GAP_LIMIT, Wallet, checksum, parse_payout
 from tests.lib.customer import OPENING_SAT, Customer, CustomerV2
+from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
 from tests.lib.pseudoterminal import PseudoTerminal
-from tests.lib.system import System
+from tests.lib.softhsm import SoftHsm, find_module
+from tests.lib.system import SIGNER, System
 
 SCRIPTS = Path(sys.executable).parent
 KINDS = ("pkh(", "wpkh(", "sh(wpkh(", "tr(")
@@ -36,6 +40,18 @@ def running(directory: Path, node: Node, change: tuple[str, str] = ("", "")) -> 
     system.signer_file.write_text(system.signer_file.read_text().replace(*change))
     with system:
         yield system
+
+
+@contextmanager
+def set_environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes that the block starts."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def settled(system: System, node: Node, kinds: tuple[type[Customer], ...] = (Customer, CustomerV2)) -> list[int]:
@@ -176,3 +192,81 @@ def test_own_wallets_have_the_addresses_that_bitcoin_core_derives(node: Node) ->
         forked = parse_payout(bare.replace("/0/*", "/<0;1>/*").replace("/1/*", "/<1;0>/*"), Network.REGTEST)
         assert isinstance(forked, Wallet)
         assert forked.at(3) == wallet.at(3)
+
+
+@pytest.mark.parametrize("mode", ["hardened", "pkcs11"])
+def test_fault_47_coins_of_the_reserve_come_back(mode: str, node: Node, tmp_path: Path) -> None:
+    """The operator's own coins there are swept with --reserve only; a token signs with the key that never leaves it."""
+    environment, keys = {}, ""
+    if mode == "pkcs11":
+        if find_module() is None:
+            pytest.skip("SoftHSM is not installed")
+        token = SoftHsm(tmp_path / "token")
+        environment = token.environment
+        keys = "[key]" + token.signer_config.split("[key]")[1]
+    system = System(tmp_path / "system", node=node)
+    if keys:
+        text = system.signer_file.read_text().split("[key]")[0]
+        system.signer_file.write_text(text + keys)
+    with set_environment(environment):
+        with system:
+            settled(system, node, (CustomerV2,))
+            assert system.signer is not None
+            (address,) = set(re.findall(r"reserve=(\w+)", system.signer.text()))
+        reserve = node.fund(address, 200_000)
+        node.mine(1)
+        coins, to, addresses = tmp_path / "coins.txt", node.address(), tmp_path / "addresses.txt"
+        addresses.write_text(address + "\n")
+        run("paychan", "coins", system.server_file, addresses, "--out", coins)
+        order = ["sweep", system.signer_file, to, "--fee-rate", "2", "--coins", coins, "--yes"]
+        refused = run("paychan-signer", *order, status=2)
+        signed = run("paychan-signer", *order, "--reserve").strip()
+
+    assert str(reserve) in coins.read_text()
+    assert "none of these coins" in refused
+    assert node.rpc("testmempoolaccept", [signed])[0]["allowed"]
+
+
+def test_fault_47_an_electrum_server_shows_the_coins(tmp_path: Path) -> None:
+    """Without a node of its own, the operator finds and broadcasts through the server's Electrum server."""
+    with Node(tmp_path / "node", "-txindex=1") as node, ElectrumX(node, tmp_path / "electrumx") as electrumx:
+        system = System(tmp_path / "system", node=node)
+        text = system.server_file.read_text().replace('backend = "bitcoind"', 'backend = "electrum"')
+        system.server_file.write_text(text.replace(node.url, electrumx.tcp_url))
+        with system:
+            paid = settled(system, node)
+            coins, sweep, to = found_coins(system, tmp_path), tmp_path / "sweep.txt", node.address()
+            order = ["sweep", system.signer_file, to, "--fee-rate", "2", "--coins", coins, "--out", sweep, "--yes"]
+            run("paychan-signer", *order)
+            run("paychan", "coins", system.server_file, "--publish", sweep)
+        entry = node.rpc(
+            "getmempoolentry", CTransaction.deserialize(bytes.fromhex(sweep.read_text())).GetTxid()[::-1].hex()
+        )
+
+    assert len(coins.read_text().splitlines()) == len(paid)
+    assert entry["vsize"] > 148 * len(paid)
+
+
+def test_fault_47_wrong_files_and_networks_are_sentences(tmp_path: Path, node: Node) -> None:
+    """Each mistake of the order of commands is named, without a traceback."""
+    with running(tmp_path / "system", node) as system:
+        settled(system, node, (CustomerV2,))
+    signer, server, to, coins = system.signer_file, system.server_file, node.address(), tmp_path / "coins.txt"
+    debug = tmp_path / "debug.toml"
+    debug.write_text(SIGNER.format(state=system.state))
+    coins.write_text("")
+    (tmp_path / "wrong").write_text("no address\n")
+    (tmp_path / "hex").write_text("zz")
+    rate = ("--fee-rate", "2", "--yes", "--coins")
+    for command, order, reason in (
+        ("paychan-signer", ["sweep", signer, to, *rate, tmp_path / "none"], "can't be read"),
+        ("paychan-signer", ["sweep", signer, to, *rate, coins], "none of these coins"),
+        ("paychan-signer", ["sweep", debug, "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", *rate, coins], "no earnings"),
+        ("paychan", ["coins", server], "give a file of addresses"),
+        ("paychan", ["coins", server, tmp_path / "none"], "No such file"),
+        ("paychan", ["coins", server, tmp_path / "wrong"], "address"),
+        ("paychan", ["coins", server, "--publish", tmp_path / "hex"], "hex"),
+    ):
+        assert reason in run(command, *order, status=2)
+    (system.state / "signer.ledger").rename(tmp_path / "away")
+    assert "has signed nothing yet" in run("paychan-signer", "earnings", signer, status=2)
