@@ -72,8 +72,8 @@ class _Stopped(Exception):
 def find_bitcoind(given: Path | None = None) -> Path | None:
     """Find a bitcoind: the given one, $PAYCHAN_BITCOIND, the one on PATH, or the one that tests/fetch-bitcoind unpacked."""
     named = given or os.environ.get("PAYCHAN_BITCOIND") or shutil.which("bitcoind")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    program = Path(named or cache / "paychan/bitcoind/bitcoind")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    program = Path(os.path.expanduser(named or cache / "paychan/bitcoind/bitcoind"))  # noqa: PTH111 - Path's own raises
     return program if program.is_file() else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paychan.cli.options import ConfigFile
-from paychan.cli.terminal import JsonOption, fail, out, show_table
+from paychan.cli.terminal import JsonOption, fail, show_json, show_table
 from paychan.shared.layout import Column
 
 EXAMPLES = "[bold]Examples[/bold]\n\n  paychan settings live\n\n  paychan settings debug --json"
@@ -22,7 +22,7 @@ def settings(
     except SettingsError as error:
         fail(str(error), status=2)
     if as_json:
-        out.print_json(data=values)
+        show_json(values)
         return
     rows = [
         (row.key, row.shown(values[row.key]), row.default, row.unit, row.doc) for row in settings_table(ServerConfig)

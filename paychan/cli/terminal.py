@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -58,10 +60,15 @@ JsonOption = Annotated[
 def fail(message: str, status: int = 1, *, code: str = "failed") -> NoReturn:
     """End the command with one sentence that names the problem and the next step; with --json, as a JSON object."""
     if _Mode.as_json:
-        out.print_json(data={"code": code, "error": completed(message)})
+        show_json({"code": code, "error": completed(message)})
         raise typer.Exit(status)
     err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
+
+
+def show_json(value: object) -> None:
+    """Print one JSON value for programs: never coloured, in ASCII, whatever terminal and environment ask for."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def say(text: str, style: str = "") -> None:

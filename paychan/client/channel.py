@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from msgspec import structs
@@ -16,6 +17,7 @@ from paychan.client.channel_base import ChannelBase, TransportSettings
 from paychan.client.coins import Deposit, parse_outpoint
 from paychan.client.flows import close as closing
 from paychan.client.flows import deposits
+from paychan.client.flows import forget as forgetting
 from paychan.client.flows import open as funding
 from paychan.client.flows import pay as paying
 from paychan.client.flows import refund as recovery
@@ -210,6 +212,19 @@ class Channel(ChannelBase):
             max_fee_sat=max_fee_sat,
         )
 
+    def forget(self, *, chain_was_asked: bool = False) -> Path:
+        """Take a channel without coins off the wallet's list, and release it; return the place of its file, which is kept.
+
+        Args:
+            chain_was_asked: the record holds all outputs that the payer's own chain shows (see `chain_shows`), so the
+                server is not asked for them.
+
+        Raises:
+            MayHoldCoins: there are coins, or nothing shows that there are none.
+        """
+        self._run(forgetting.check_empty, self._settings.patience, chain_was_asked=chain_was_asked)
+        return self._file.forget()
+
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         from paychan.client.transport.http import drive
 
@@ -313,6 +328,10 @@ class AsyncChannel(ChannelBase):
             change_address=change_address,
             max_fee_sat=max_fee_sat,
         )
+
+    async def forget(self, *, chain_was_asked: bool = False) -> Path:
+        await self._run(forgetting.check_empty, self._settings.patience, chain_was_asked=chain_was_asked)
+        return self._file.forget()
 
     async def _run(
         self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs

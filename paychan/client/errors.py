@@ -186,6 +186,10 @@ class WrongState(Declined):
     code, text = "wrong_state", "channel {name} is {state}, need {need}"
 
 
+class MayHoldCoins(Declined):
+    code, text = "may_hold_coins", "channel {name} is not forgotten, because it may hold coins: {reason}"
+
+
 class ProxyUnusable(Declined):
     code, text = "proxy_unusable", "the proxy {proxy} of the environment can't be used: {reason}"
 

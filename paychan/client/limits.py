@@ -48,7 +48,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     settlement_period_hours: int = 72
     """Longest period before the expiry in which the server may already close the channel."""
     payment_sat: int = 1_000_000
-    """Largest single payment, against typing errors. It does not limit draining a channel."""
+    """Largest single payment, draining included, against typing errors."""
 
 
 class Agreement(Struct, frozen=True):

@@ -19,6 +19,8 @@ def next_change(record: ChannelRecord, amount_sat: int, limits: Limits, *, drain
         WouldTakeBack: less than a payment that was signed and refused; the server could use that one instead.
     """
     if drain:
+        if record.agreed_sat > limits.payment_sat:
+            raise OverLimit(got_sat=record.agreed_sat, limit_sat=limits.payment_sat)
         return Sat(0)
     if amount_sat < 0:
         msg = f"amount is negative: {amount_sat} sat"

@@ -25,11 +25,14 @@ from paychan.client.errors import (
     NotADirectory,
     WalletError,
 )
-from paychan.client.files import check_mode, lock, read_private, write_private
+from paychan.client.files import check_mode, lock, read_private, sync_directory, write_private
 from paychan.client.record import ChannelRecord, check_record
 from paychan.client.seed import SeedFile
 from paychan.protocol.errors import PaychanError
 from paychan.shared.places import wallet_place
+
+FORGOTTEN = "forgotten"
+"""Directory of the files of channels that the user took off the list: they hold keys, so none is deleted."""
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(ChannelRecord)
@@ -52,6 +55,18 @@ class ChannelFile:
         """Replace the file. After this returns, the record survives a power loss."""
         text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
         write_private(self._directory / f"{self._name}.json", text)
+
+    def forget(self) -> Path:
+        """Move the file to the directory `forgotten` of the wallet and unlock it; return its new place."""
+        place = self._directory / FORGOTTEN
+        place.mkdir(mode=0o700, exist_ok=True)
+        there = place / f"{self._name}.json"
+        (self._directory / f"{self._name}.json").replace(there)
+        sync_directory(place)
+        sync_directory(self._directory)
+        (self._directory / f"{self._name}.lock").unlink(missing_ok=True)
+        self.release()
+        return there
 
 
 class Wallet:

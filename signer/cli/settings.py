@@ -9,7 +9,7 @@ import typer
 from paychan.protocol.settings import SettingsError, settings_table, settings_values
 from paychan.shared.layout import Column
 from signer.cli.options import ConfigFile
-from signer.cli.terminal import fail, out, show_table
+from signer.cli.terminal import fail, show_json, show_table
 from signer.config import SignerConfig, load_signer_config
 
 
@@ -23,7 +23,7 @@ def settings(
     except SettingsError as error:
         fail(str(error), 2)
     if as_json:
-        out.print_json(data=values)
+        show_json(values)
         return
     rows = [
         (row.key, row.shown(values[row.key]), row.default, row.unit, row.doc) for row in settings_table(SignerConfig)

@@ -31,7 +31,7 @@ from paychan.shared.layout import Cell, Value
 from paychan.shared.leveldb_files import sync_directory
 from paychan.shared.wording import clock, moment, sat, span
 from signer.cli.options import ConfigFile
-from signer.cli.terminal import completed, fail, out, say, show_facts
+from signer.cli.terminal import completed, fail, say, show_facts, show_json
 from signer.config import Policy, SignerConfig, load_signer_config
 
 _ANSWER_SECONDS = 5.0
@@ -64,7 +64,7 @@ def status(
         fail(str(error))
     if as_json:
         said = (msgspec.structs.asdict(answers.health), msgspec.structs.asdict(answers.status))
-        out.print_json(data={name: value for reply in said for name, value in reply.items() if name != "id"})
+        show_json({name: value for reply in said for name, value in reply.items() if name != "id"})
     else:
         _show(answers, config, time.time())
     if answers.health.problem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +38,11 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one sentence that names the problem and the next step."""
     err.print(f"[red]paychan-signer:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
+
+
+def show_json(value: object) -> None:
+    """Print one JSON value for programs: never coloured, in ASCII, whatever terminal and environment ask for."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def say(text: str, style: str = "") -> None:

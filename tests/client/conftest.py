@@ -8,12 +8,16 @@ from typing import Any, Protocol
 
 import pytest
 
-from paychan.client import Channel, Patience, Payer
+from paychan.client import Channel, Limits, Patience, Payer
 from paychan.protocol.debug_funding import debug_outpoint
 from tests.client.liar import FUNDING_SAT, Liar
 
 IMPATIENT = Patience(attempts=1)
 PATIENT = Patience(attempts=3, first_pause_seconds=0.001)
+
+
+DRAINS = Limits(payment_sat=10**14)
+"""A debug funding is larger than the usual limit of a payment, which counts for draining, too."""
 
 
 class OpenChannel(Protocol):

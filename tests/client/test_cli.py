@@ -18,7 +18,7 @@ from paychan.shared.wording import relative
 from tests.client.liar import FUNDING_SAT, Liar, Lie
 from tests.lib.system import System
 
-COMMANDS = ["new", "open", "pay", "status", "close", "refund", "watch", "key", "list"]
+COMMANDS = ["new", "open", "pay", "status", "close", "refund", "watch", "forget", "key", "list"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,7 @@ def test_a_whole_channel_with_json_output(system: System, version: list[str]) ->
     settled = run_json("close", name)
     assert settled["change_sat"] == many["left_sat"]
     (listed,) = run_json("list")
+    assert (listed["left_sat"], listed["paid_sat"]) == (0, opened["paid_sat"] + 1010)
     assert (listed["standing"], listed["settlement_txid"]) == ("closed", settled["settlement_txid"])
 
 
@@ -98,7 +99,7 @@ def test_drain_closes(system: System) -> None:
     name = run_json("new", system.url, "--hours", 100, "--debug")["name"]
     run_command("open", name)
 
-    assert "Settled by" in run_command("pay", name, "--drain").stdout
+    assert "Settled by" in run_command("pay", name, "--drain", "--yes", "--limit", 10**14).stdout
 
 
 def test_only_the_key_command_shows_secrets(system: System, wallet: Path) -> None:

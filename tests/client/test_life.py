@@ -16,6 +16,7 @@ from paychan import client
 from paychan.client import AsyncPayer, ChannelConflict, ChannelGone, Dialect, Payer, State
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.expiry import MAX_EXPIRY
+from tests.client.conftest import DRAINS
 from tests.lib.system import System
 
 SPOKEN = pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_first_payment_takes_five_lines(system: System, tmp_path: Path, monk
 @SPOKEN
 def test_drain(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
     """Paying everything closes the channel in the same request."""
-    with Payer(system.url, wallet=tmp_path, version=version, dialect=dialect) as payer:
+    with Payer(system.url, wallet=tmp_path, version=version, dialect=dialect, limits=DRAINS) as payer:
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
         channel.open()

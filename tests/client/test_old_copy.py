@@ -22,7 +22,7 @@ from paychan.client import (
     State,
 )
 from paychan.client.record import ChannelRecord
-from tests.client.conftest import IMPATIENT, OpenChannel
+from tests.client.conftest import DRAINS, IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
 from tests.lib.system import System
 
@@ -47,7 +47,9 @@ def copied(system: System, tmp_path: Path) -> Iterator[Callable[..., tuple[Chann
     payers: list[Payer] = []
 
     def make(version: int = 2, dialect: Dialect = Dialect.S, paid: int = ELSEWHERE_SAT) -> tuple[Channel, Channel]:
-        payer = Payer(system.url, wallet=tmp_path / "new", version=2 if version == 2 else 1, dialect=dialect)
+        payer = Payer(
+            system.url, wallet=tmp_path / "new", version=2 if version == 2 else 1, dialect=dialect, limits=DRAINS
+        )
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
         channel.open()

@@ -22,7 +22,7 @@ from paychan.client import (
     State,
     Unreachable,
 )
-from tests.client.conftest import PATIENT, OpenChannel
+from tests.client.conftest import DRAINS, PATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
 from tests.lib.application import Application, yes
 from tests.lib.restoring import back_up, lose_and_restore
@@ -65,7 +65,7 @@ def test_fault_11_a_channel_that_the_server_lost_is_opened_again(
 ) -> None:
     """Paying, resuming, paying many times, draining, asking and closing all go on; all that was paid is settled."""
     backup = back_up(system)
-    payer = Payer(system.url, wallet=tmp_path, version=1 if version == 1 else 2, dialect=dialect)
+    payer = Payer(system.url, wallet=tmp_path, version=1 if version == 1 else 2, dialect=dialect, limits=DRAINS)
     pays, resumes, many, drains, asks, closes = (paid_channel(payer) for _ in range(6))
     secrets = {each.record.secret for each in (pays, resumes, many)}
     lose_and_restore(system, backup)

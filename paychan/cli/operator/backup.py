@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paychan.cli.options import ConfigFile, find
-from paychan.cli.terminal import JsonOption, command, err, fail, out, say, show_facts, show_table, warn, whole
+from paychan.cli.terminal import JsonOption, command, err, fail, say, show_facts, show_json, show_table, warn, whole
 from paychan.shared.configfiles import SERVER
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, sat
@@ -80,7 +80,7 @@ def verify(
             if not as_json:
                 _show("good", file, manifest)
     if as_json:
-        out.print_json(data=found)
+        show_json(found)
     if any("error" in each for each in found):
         raise typer.Exit(1)
 
@@ -138,7 +138,7 @@ def salvage(
     losses = {"damaged record": found.damaged, "record lost": found.missing, "LevelDB dropped": found.notes}
     if as_json:
         named = {name.replace(" ", "_"): list(lines) for name, lines in losses.items()}
-        out.print_json(data=_facts(found.path, found.manifest) | named | {"older": list(found.older)})
+        show_json(_facts(found.path, found.manifest) | named | {"older": list(found.older)})
     else:
         _show("created", found.path, found.manifest)
         for kind, lines in losses.items():
@@ -170,7 +170,7 @@ def list_backups(
         directory, has_settings = _directory(place)
         found = backup.listing(directory)
         if as_json:
-            out.print_json(data=[_facts(path, manifest) for path, manifest in found])
+            show_json([_facts(path, manifest) for path, manifest in found])
             return
         rows: list[tuple[Cell, ...]] = []
         for path, manifest in found:
@@ -201,7 +201,7 @@ def prune(
     with _sentences():
         removed = backup.prune(_directory(place)[0], keep)
     if as_json:
-        out.print_json(data={"removed": [str(path) for path in removed]})
+        show_json({"removed": [str(path) for path in removed]})
         return
     for path in removed:
         say(f"removed {path}")
@@ -330,7 +330,7 @@ def _reason_of(error: Exception) -> str:
 def _show(done: str, path: Path, manifest: Manifest, *, as_json: bool = False) -> None:
     """Show the outcome of a command, and what a backup says of itself."""
     if as_json:
-        out.print_json(data=_facts(path, manifest))
+        show_json(_facts(path, manifest))
         return
     show_facts(
         f"{done} {path}",

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.settling.backup_units import Outcome, Result, sort_out, up_to_date
 from actors.settling.offline import Settler
 from paychan.chain.base import Chain, ChainFailed
-from paychan.cli.terminal import err, fail, out, say, show_table
+from paychan.cli.terminal import err, fail, say, show_json, show_table
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
 from paychan.protocol.channel import Channel, View
@@ -321,7 +321,7 @@ def _print_json(report: Report) -> None:
         for result in report.results
     ]
     facts = {"network": report.manifest.network, "made_at": report.manifest.created_at, "fee_rate": report.rate}
-    out.print_json(data={**facts, "channels": channels, "transactions": report.transactions})
+    show_json({**facts, "channels": channels, "transactions": report.transactions})
 
 
 def _sum(results: Sequence[Result]) -> str:

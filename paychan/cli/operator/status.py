@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paychan.cli.options import ConfigFile, find
-from paychan.cli.terminal import JsonOption, fail, out, say, show_facts, show_table, whole
+from paychan.cli.terminal import JsonOption, fail, say, show_facts, show_json, show_table, whole
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, relative, sat
 
@@ -79,7 +79,7 @@ def status(
     totals = _ask(config, "GET", "/totals", failed=_UNKNOWN)
     _judge_backup(health["backup"], backup_hours, health)
     if as_json:
-        out.print_json(data={"status": health["status"], "health": health, "totals": totals})
+        show_json({"status": health["status"], "health": health, "totals": totals})
     else:
         _show_status(health, totals)
     raise typer.Exit(_EXIT_STATUS[health["status"]])
@@ -118,7 +118,7 @@ def list_channels(
     """List the channels of a state."""
     channels = _ask(_config(file), "GET", f"/channels?state={state}&limit={limit}")["channels"]
     if as_json:
-        out.print_json(data=channels)
+        show_json(channels)
         return
     if not channels:
         say(f"No {state} channels.")
@@ -147,7 +147,7 @@ def deposits(file: ConfigFile, as_json: JsonOption = False) -> None:
     """
     found = _ask(_config(file), "GET", "/deposits", seconds=_LONG_SECONDS)["deposits"]
     if as_json:
-        out.print_json(data=found)
+        show_json(found)
         return
     if not found:
         say("No deposits.")
@@ -210,7 +210,7 @@ def withdraw(
         return
     answer = _ask(config, "POST", f"/withdraw?above={above}", _LONG_SECONDS)
     if as_json:
-        out.print_json(data=answer)
+        show_json(answer)
     else:
         _print_withdrawals(answer)
 
@@ -326,7 +326,7 @@ def _show_economy(totals: Mapping[str, Any], network: str) -> None:
 
 def _print_channel(channel: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=dict(channel))
+        show_json(dict(channel))
         return
     show_facts("", *((name.replace("_", " "), _channel_fact(name, value)) for name, value in channel.items()))
 

@@ -14,6 +14,7 @@ from bitcoin.core import CTransaction
 from msgspec import Struct, structs
 
 from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
+from paychan.cli.payer.options import expanded
 from paychan.cli.payer.outputs import OwnChainView, look, shown_txid, value_at
 from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
 from paychan.client.flows.deposits import agrees, with_chain
@@ -106,7 +107,7 @@ def _backend(source: OwnChain, network: Network) -> PayerChain:
     return BitcoindChain(
         source.node,
         network,
-        credentials=source.credentials.expanduser(),
+        credentials=expanded(source.credentials),
         wallet="paychan-payer",
         timeout_seconds=_TIMEOUT_SECONDS,
         search_seconds=_SEARCH_SECONDS,

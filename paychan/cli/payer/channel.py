@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paychan.cli.payer import refund_commands
+from paychan.cli.payer import ending, pay_command, refund_commands
 from paychan.cli.payer.options import (
     CertificateOption,
     CredentialsOption,
@@ -20,7 +20,7 @@ from paychan.cli.payer.options import (
     examples,
     read_transaction,
 )
-from paychan.cli.terminal import JsonOption, completed, err, fail, out, warn
+from paychan.cli.terminal import JsonOption, err, out, show_json, warn
 from paychan.shared.wording import sat
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def new(
 
     with (
         exit_on_error(as_json),
+        _fitting(amount=amount, pay=pay, debug=debug, opens=wait and not as_json and not debug),
         Payer(
             url,
             wallet=wallet,
@@ -101,11 +102,27 @@ def new(
         if debug:
             channel.fund_debug()
         if as_json:
-            out.print_json(data=facts(channel.record) | {"uri": channel.bip21()})
+            show_json(facts(channel.record) | {"uri": channel.bip21()})
         else:
             show(channel.record, False) if debug else show_invitation(channel, payer.wallet.directory)
     if wait and not as_json and not debug:
         open_(channel.name, amount=pay, wallet=wallet)
+
+
+@contextmanager
+def _fitting(*, amount: int, pay: int | None, debug: bool, opens: bool) -> Iterator[None]:
+    """Refuse options that would be ignored.
+
+    Raises:
+        ValueError: an amount for a debug funding, or a first payment for a channel that this command does not open.
+    """
+    if debug and amount:
+        msg = f"got --debug and --amount {amount}: a debug server's funding has an amount of its own, so leave one out"
+        raise ValueError(msg)
+    if pay is not None and not opens:
+        msg = f"got --pay {pay}, but this command only makes the channel: `paychan channel open NAME --amount {pay}` pays it"
+        raise ValueError(msg)
+    yield
 
 
 @app.command(
@@ -143,7 +160,7 @@ def open_(
     a value that is too low, the difference would be lost.
     """
     from paychan.cli.payer.chain import OwnChain, compare
-    from paychan.cli.payer.terminal import exit_on_error, show_receipt
+    from paychan.cli.payer.terminal import exit_on_error, opening, show_receipt
     from paychan.client import Payer, State
 
     with (
@@ -152,6 +169,9 @@ def open_(
         payer.channel(name) as channel,
     ):
         source = OwnChain(node, credentials, electrum, certificate)
+        if not outpoint and (value or transaction or unchecked):
+            msg = "--value, --transaction and --unchecked describe an output: name it with --outpoint TXID:VOUT"
+            raise ValueError(msg)
         if outpoint:  # the payer's own chain, if there is one, is read below
             believed = unchecked or (source.given and not transaction)
             channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=believed)
@@ -161,6 +181,8 @@ def open_(
             import asyncio
 
             asyncio.run(compare(source, channel))
+        if not as_json:
+            warn(opening(channel.record, amount))
         show_receipt(channel, channel.open(amount), as_json)
 
 
@@ -182,76 +204,7 @@ def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
             raise
 
 
-@app.command(
-    epilog=examples(
-        "paychan channel pay 4593d97a 1000",
-        "paychan channel pay 4593d97a 1 --times 1000",
-        "paychan channel pay 4593d97a 10 --every 1   (10 sat a second, until Ctrl-C)",
-        "paychan channel pay 4593d97a --drain    (all that is left, which closes the channel)",
-        "paychan channel pay 4593d97a --resume   (the last payment again, if its answer was lost)",
-    )
-)
-def pay(
-    name: NameArgument,
-    amount: Annotated[int, typer.Argument(metavar="SAT", help="Satoshi to pay.", show_default=False)] = 0,
-    times: Annotated[
-        int | None, typer.Option(min=1, help="Number of payments. \\[default: one; with --every until Ctrl-C]")
-    ] = None,
-    every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Pause between two payments.")] = 0.0,
-    drain: Annotated[bool, typer.Option("--drain", help="Pay all that is left.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
-    data: Annotated[str, typer.Option(help="Text for the application behind the server (version 2).")] = "",
-    limit: Annotated[int, typer.Option(help="Largest single payment, in satoshi.")] = 1_000_000,
-    wallet: WalletOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Pay over an open channel."""
-    from paychan.cli.payer.terminal import exit_on_error, show_receipt
-    from paychan.client import Limits, Payer
-
-    limits = Limits(payment_sat=limit)
-    with exit_on_error(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
-        if resume:
-            show_receipt(channel, channel.resume(), as_json)
-        elif drain or (times in (None, 1) and not every):
-            show_receipt(channel, channel.pay(amount, drain=drain, application_data=data), as_json)
-        else:
-            _pay_many(channel, amount, times or channel.left_sat, every, data, as_json)
-
-
-def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str, as_json: bool) -> None:
-    """Pay repeatedly, with a progress bar and the rate.
-
-    After Ctrl-C, a message shows how to complete pending payments.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from paychan.cli.payer.terminal import show_receipt
-
-    columns = (
-        TextColumn("Paying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} payments/s"),
-        TimeElapsedColumn(),
-    )
-    begun, done = time.monotonic(), 0
-    with Progress(*columns, console=err, transient=True, disable=as_json) as progress:
-        task = progress.add_task("", total=times, rate=0.0)
-
-        def show_progress(payments: int) -> None:
-            nonlocal done
-            done = payments
-            progress.update(task, completed=done, rate=done / (time.monotonic() - begun))
-
-        try:
-            receipt = channel.pay_many(amount, times, every_seconds=every, application_data=data, watcher=show_progress)
-        except KeyboardInterrupt:
-            progress.stop()
-            under_way = channel.record.pending_sat // max(1, amount)
-            rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} pending ones."
-            fail(f"stopped after {done} payments{f'. {rest}' if under_way else ', all of them acknowledged.'}", 130)
-    show_receipt(channel, receipt, as_json, payments=times, seconds=round(time.monotonic() - begun, 3))
+app.command(epilog=pay_command.EXAMPLES)(pay_command.pay)
 
 
 @app.command(epilog=examples("paychan channel status 4593d97a", "paychan channel status 4593d97a --offline"))
@@ -279,73 +232,10 @@ def status(
             show(channel.record, as_json)
 
 
-@app.command(
-    epilog=examples(
-        "paychan channel close 4593d97a",
-        "paychan channel close 4593d97a --fee 2000 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY   (version 2)",
-    )
-)
-def close(
-    name: NameArgument,
-    fee: Annotated[int, typer.Option(help="Fee in satoshi to offer for a faster settlement (version 2).")] = 0,
-    max_fee: Annotated[
-        int | None, typer.Option(min=1, help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]")
-    ] = None,
-    to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
-    wallet: WalletOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let the server settle a channel: the unpaid rest comes back.
-
-    An offered fee is a payment; the fee that the settlement really pays is shown.
-    """
-    import msgspec
-
-    from paychan.cli.payer.terminal import exit_on_error, show_panel, unchecked
-    from paychan.client import FeeTooHigh, Payer
-
-    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
-        doubt = unchecked(channel.record)
-        try:
-            settled = channel.close(fee, to, max_fee_sat=max_fee)
-        except FeeTooHigh as error:
-            if as_json or max_fee is not None or not sys.stdin.isatty():
-                raise
-            typer.confirm(f"{error}. Offer {fee} sat anyway?", abort=True)
-            settled = channel.close(fee, to, max_fee_sat=fee)
-        if as_json:
-            out.print_json(data={"name": channel.name, **msgspec.to_builtins(settled)})
-            return
-        offered, paid = settled.offered_fee_sat, settled.paid_fee_sat
-        by_all = "not known: the server showed no settlement of this channel alone"
-        show_panel(
-            f"Channel {channel.name}",
-            ("Settled by", settled.settlement_txid),
-            ("Spends", settled.outpoint),
-            ("Value", doubt),
-            (
-                "Comes back",
-                f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",
-            ),
-            (
-                "Fee",
-                (f"{sat(offered)} offered; " if offered else "") + (by_all if paid is None else f"{sat(paid)} paid"),
-            ),
-            (
-                "Key",
-                ""
-                if to
-                else completed(f"`paychan channel key {channel.name}`, unless that address belongs to your own wallet"),
-            ),
-        )
-        if paid is not None and offered > paid:
-            warn(
-                f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less."
-            )
-
-
+app.command(epilog=ending.CLOSE_EXAMPLES)(ending.close)
 app.command(epilog=refund_commands.REFUND_EXAMPLES)(refund_commands.refund)
 app.command(epilog=refund_commands.WATCH_EXAMPLES)(refund_commands.watch)
+app.command(epilog=ending.FORGET_EXAMPLES)(ending.forget)
 
 
 @app.command(epilog=examples("paychan channel key 4593d97a"))
@@ -364,7 +254,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
         if as_json:
             shown = {"wif": channel.wif(), "address": record.home_address, "script_address": record.funding_address}
             held = msgspec.to_builtins(record.held)
-            out.print_json(data={"name": channel.name, **shown, "outputs": held, "way_back": way_back(record)})
+            show_json({"name": channel.name, **shown, "outputs": held, "way_back": way_back(record)})
             return
         out.print(channel.wif())
         for each in record.held:

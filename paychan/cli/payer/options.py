@@ -6,6 +6,7 @@ Without imports of the client library: the help needs none of it.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -87,4 +88,9 @@ def read_transaction(text: str) -> str:
     text = text.strip()
     if not text or len(text) > 255 or all(c in "0123456789abcdefABCDEF" for c in text):
         return text.lower()
-    return Path(text).expanduser().read_text(encoding="ascii", errors="replace").strip().lower()
+    return expanded(Path(text)).read_text(encoding="ascii", errors="replace").strip().lower()
+
+
+def expanded(path: Path) -> Path:
+    """Return a path with the home directory for `~`; unchanged for a user who has none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for such a user

@@ -15,8 +15,8 @@ from paychan.chain.base import ChainFailed, ChainUnfit, Funding, PayerChain, Spe
 from paychan.cli.payer.terminal import Facts
 from paychan.client import ChannelRecord, Deposit, Source
 from paychan.client.coins import parse_outpoint, proven_value
+from paychan.client.flows.forget import is_debug
 from paychan.client.flows.refund import is_refund
-from paychan.protocol.debug_funding import debug_outpoint
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.shared.wording import relative, sat
@@ -79,12 +79,6 @@ class OwnChainView(Struct, frozen=True):
     @property
     def deposits(self) -> tuple[Deposit, ...]:
         return tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in self.coins)
-
-
-def is_debug(record: ChannelRecord) -> bool:
-    """Return whether the funding is of debug mode, which is in no chain. Older wallets did not record the source."""
-    debug = str(debug_outpoint(record.terms.client_key, record.expiry))
-    return record.funding_source is Source.DEBUG or record.funding_outpoint == debug
 
 
 async def look(chain: PayerChain, record: ChannelRecord) -> OwnChainView:

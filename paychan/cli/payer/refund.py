@@ -11,14 +11,15 @@ from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
 from paychan.cli.payer.chain import OwnChain, RefundOptions, act, bump, connected, handle_channel, publish, refresh
-from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, is_debug, shown_txid
+from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, shown_txid
 from paychan.cli.payer.terminal import (
     Facts,
     advice,
     show_panel,
 )
-from paychan.cli.terminal import command, completed, out, say, warn
+from paychan.cli.terminal import command, completed, out, say, show_json, warn
 from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
+from paychan.client.flows.forget import is_debug
 from paychan.client.flows.refund import REFUND_SAT_PER_VB, is_refund
 from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Network
@@ -89,7 +90,7 @@ async def _published_before(chain: PayerChain, payer: Payer, view: OwnChainView,
 
 def show_published(shown: Facts, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=shown)
+        show_json(shown)
         return
     depth, name = shown["confirmations"], shown["name"]
     show_panel(
@@ -135,7 +136,7 @@ def show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: 
             "transactions": raw,
             "checked": all(coin.source.checked for each in signed for coin in each.coins),
         }
-        out.print_json(data={"name": record.name, **shown})
+        show_json({"name": record.name, **shown})
         return
     for each in signed:
         total = sum(coin.value_sat for coin in each.coins)

@@ -20,7 +20,7 @@ from paychan.cli.payer.options import (
     examples,
     read_transaction,
 )
-from paychan.cli.terminal import JsonOption, fail, out
+from paychan.cli.terminal import JsonOption, fail, show_json
 
 REFUND_EXAMPLES = examples(
     "paychan channel refund 4593d97a",
@@ -121,6 +121,6 @@ def watch(
             shown = [
                 problem_facts(name, view) if isinstance(view, Exception) else facts(view) for name, view in seen.items()
             ]
-            out.print_json(data=shown, default=str)
+            show_json(shown)
         if failed:
             raise typer.Exit(1)

@@ -11,16 +11,7 @@ import msgspec
 import typer
 
 from paychan.chain.base import ChainFailed
-from paychan.cli.terminal import (
-    command,
-    completed,
-    fail,
-    out,
-    say,
-    show_facts,
-    show_table,
-    warn,
-)
+from paychan.cli.terminal import command, completed, fail, say, show_facts, show_json, show_table, warn
 from paychan.client import (
     AmbiguousName,
     Channel,
@@ -45,6 +36,7 @@ from paychan.client import (
     Receipt,
     ServerFailed,
     ServerMisbehaved,
+    Source,
     State,
     TermsUnacceptable,
     Unacknowledged,
@@ -118,7 +110,7 @@ def exit_on_error(as_json: bool, name: str = "", *, again: str = "") -> Iterator
         yield
     except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
         if as_json:
-            out.print_json(data=problem(error), default=str)
+            show_json(problem(error))
             raise typer.Exit(1) from None
         step = advice(error, name)
         if isinstance(error, Unreachable | ServerFailed) and again:
@@ -146,6 +138,8 @@ def advice(error: Exception, name: str) -> str:
         step = "Is the server running?" if isinstance(error, Unreachable) else ""
     if name and getattr(error, "code", "") == "not_economical":
         step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
+    if getattr(error, "code", "") == "expiry_too_soon":
+        step = "The server's time, or that of its chain, is ahead of this clock: a longer --hours or a later --expires helps."
     if name and getattr(error, "code", "") == "payment_short":
         need = getattr(error, "fields", {}).get("need_sat", "SAT")
         step = f"`paychan channel open {{name}} --amount {need}` pays the server's present price."
@@ -158,12 +152,23 @@ def facts(record: ChannelRecord) -> dict[str, Any]:
     del shown["private_key"], shown["secret"]
     return shown | {
         "standing": standing(record),
-        "paid_sat": record.paid_sat,
-        "left_sat": record.left_sat,
+        "paid_sat": paid_sat(record),
+        "pending_sat": record.pending_sat,
+        "left_sat": left_sat(record),
         "min_funding_sat": record.min_funding_sat,
         "deposits_sat": sum(each.value_sat for each in record.deposits),
         "way_back": way_back(record),
     }
+
+
+def paid_sat(record: ChannelRecord) -> int:
+    """The sum of the payments that the server acknowledged; `pending_sat` of the record are signed beyond it."""
+    return record.paid_sat - record.pending_sat
+
+
+def left_sat(record: ChannelRecord) -> int:
+    """The amount that the channel can still pay or give back; 0 once it has ended."""
+    return 0 if record.ended else record.left_sat
 
 
 def standing(record: ChannelRecord) -> str:
@@ -209,13 +214,21 @@ def next_step(record: ChannelRecord) -> Cell:
 def show(record: ChannelRecord, as_json: bool) -> None:
     """Show one channel."""
     if as_json:
-        out.print_json(data=facts(record))
+        show_json(facts(record))
         return
+    awaits_coins = record.state is State.NEW and record.funding_source is not Source.DEBUG
     show_panel(
         f"Channel {record.name}",
         ("State", standing(record)),
-        ("Paid", sat(record.paid_sat)),
-        ("Left", sat(record.left_sat)),
+        ("Opening", opening(record) if record.state is State.NEW else ""),
+        ("Confirmed", f"{record.min_confirmations} times, before the server accepts it" * awaits_coins),
+        (
+            "Payments end",
+            moment(record.expiry - 3600 * record.settlement_period_hours) if record.state is State.NEW else "",
+        ),
+        ("Paid", sat(paid_sat(record))),
+        ("Pending", _pending(record)),
+        ("Left", sat(left_sat(record))),
         ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
         ("Value", record.funding_source.words if record.funding_outpoint else ""),
         *(("Also there", f"{sat(each.value_sat)} in {each.outpoint}: {each.source.words}") for each in record.deposits),
@@ -234,7 +247,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
     """Show the result of a payment, or of the last of many."""
     if as_json:
         more = {"seconds": seconds} if seconds else {}
-        out.print_json(data={"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
+        show_json({"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
         return
     paid = sat(receipt.paid_sat) + (" (the server already had it)" if receipt.repeated else "")
     show_panel(
@@ -253,6 +266,20 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("Settled by", receipt.settlement_txid),
         ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
     )
+
+
+def opening(record: ChannelRecord, amount_sat: int | None = None) -> str:
+    """The price of the opening, said before it is paid."""
+    amount = record.pending_sat or (record.open_price_sat if amount_sat is None else amount_sat)
+    held = f" of {sat(record.funding_sat)}" if record.funding_outpoint else ""
+    return f"Opening pays {sat(amount)}{held} to {record.url}"
+
+
+def _pending(record: ChannelRecord) -> str:
+    """The signed payments that the server has not acknowledged; "" without any."""
+    if not record.pending_sat:
+        return ""
+    return f"{sat(record.pending_sat)} signed, but {'refused' if record.refused else 'not answered yet'}; the server may use it"
 
 
 def _earlier(receipt: Receipt) -> str:
@@ -287,14 +314,14 @@ def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception]
     """Show all channels, and those that can't be read."""
     if as_json:
         broken = [problem_facts(name, error) for name, error in problems.items()]
-        out.print_json(data=[facts(record) for record in records] + broken, default=str)
+        show_json([facts(record) for record in records] + broken)
         return
     rows = [
         (
             record.name,
             standing(record),
-            sat(record.paid_sat),
-            sat(record.left_sat),
+            sat(paid_sat(record)),
+            sat(left_sat(record)),
             relative(record.expiry - time.time()),
             printable(record.url),
         )

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from paychan.cli.payer.terminal import problem_facts
-from paychan.cli.terminal import command, fail, out, say, show_facts, warn, whole
+from paychan.cli.terminal import command, fail, out, say, show_facts, show_json, warn, whole
 from paychan.client.backup import (
     SUFFIX,
     Finding,
@@ -45,7 +45,7 @@ def back_up(directory: Path | None, to: Path, as_json: bool) -> None:
     write_backup(taken, path)
     missing = [problem_facts(name, error) for name, error in problems.items()]
     if as_json:
-        out.print_json(data={"file": str(path), "channels": len(taken.channels), "missing": missing}, default=str)
+        show_json({"file": str(path), "channels": len(taken.channels), "missing": missing})
     else:
         say(f"Wrote {len(taken.channels)} channels to {path}. Keep it secret: it holds all keys.")
         for name, error in problems.items():
@@ -66,7 +66,7 @@ def restore_words(directory: Path | None, words_file: Path | None, as_json: bool
     words, wallet = ask_words(words_file), Wallet(directory)
     restore_seed(wallet, seed_of_words(words))
     if as_json:
-        out.print_json(data={"directory": str(wallet.directory), "written": [], "kept": [], "replaced": []})
+        show_json({"directory": str(wallet.directory), "written": [], "kept": [], "replaced": []})
         return
     show_facts(
         f"Wallet {wallet.directory}",
@@ -86,7 +86,7 @@ def check_wallet(directory: Path | None, source: Path | None, words: list[str] |
     random = without_words(wallet.read_all()[0])
     if as_json:
         problems = [{"name": each.name, "error": each.text} for each in found]
-        out.print_json(data={"problems": problems, "without_words": random, "channels": len(wallet.names())})
+        show_json({"problems": problems, "without_words": random, "channels": len(wallet.names())})
     else:
         for each in found:
             warn(f"{each.name or 'wallet'}  {each.text}")
@@ -118,7 +118,7 @@ def show_descriptor(directory: Path | None, network: str) -> None:
 def _show_restored(path: Path, wallet: Wallet, done: Restored, as_json: bool) -> None:
     if as_json:
         names = {"written": done.written, "kept": done.kept, "replaced": done.replaced}
-        out.print_json(data={"file": str(path), "directory": str(wallet.directory), **names})
+        show_json({"file": str(path), "directory": str(wallet.directory), **names})
         return
     first = next(iter((*done.written, *done.replaced, *done.kept)), "")
     show_facts(
