@@ -13,6 +13,7 @@ from paychan.shared import words as mnemonic
 from signer.cli.options import CommandFailed, on_terminal
 from signer.cli.terminal import out, say, terminal_width
 from signer.secret.file import PrivateFileError, read_private, write_new
+from signer.secret.prompt import signals_raise
 from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
 from signer.seed.file import Seed, seed_of_hex, seed_of_words
@@ -151,10 +152,11 @@ def _read(path: Path | None) -> str:
 @contextmanager
 def _own_page() -> Iterator[None]:
     """Use the terminal's alternate screen: its content can't be scrolled back to."""
-    out.set_alt_screen(True)
-    out.clear()
-    try:
-        yield
-    finally:
+    with signals_raise():
+        out.set_alt_screen(True)
         out.clear()
-        out.set_alt_screen(False)
+        try:
+            yield
+        finally:
+            out.clear()
+            out.set_alt_screen(False)

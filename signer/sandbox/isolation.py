@@ -50,9 +50,9 @@ def keep_private() -> None:
     _not_dumpable()
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends. Call it after any change of user, which undoes it."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this process when its parent ends. Call it after any change of user, which undoes it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
 
 
 def isolate(

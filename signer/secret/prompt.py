@@ -45,6 +45,7 @@ def read_hidden(question: str) -> bytearray:
         except OSError:  # `paychan up` starts the signer in a session of its own
             terminal, show = sys.stdin.fileno(), _show_on_errors
         woken = cleanup.enter_context(_signals_wake())
+        cleanup.enter_context(signals_raise())
         try:
             cleanup.enter_context(_without_echo(terminal))
             show(question)
@@ -78,22 +79,33 @@ def _without_echo(terminal: int) -> Iterator[None]:
 
 
 @contextmanager
+def signals_raise() -> Iterator[None]:
+    """Let signals that end the process raise SystemExit in the block, so that `finally` restores the terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {each: signal.getsignal(each) for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN}
+    try:
+        for number in handlers:
+            signal.signal(number, _exit)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _signals_wake() -> Iterator[int]:
-    """Let signals that end the process raise SystemExit, and make the returned descriptor readable."""
+    """Make the returned descriptor readable when a signal arrives, so that none waits for the next key."""
     woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if threading.current_thread() is not threading.main_thread():
             yield woken
             return
-        handlers = {each: signal.getsignal(each) for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN}
         before = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
         try:
-            for number in handlers:
-                signal.signal(number, _exit)
             yield woken
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             signal.set_wakeup_fd(before)
     finally:
         os.close(woken)

@@ -67,8 +67,9 @@ def _serve(config: SignerConfig, control: socket.socket, line: socket.socket) ->
     control.recv(1)
     try:
         protections = isolate(config.isolation, token=True)
-        end_with_parent()
+        end_with_parent(signal.SIGTERM)  # at the question for the PIN, it lets the terminal's echo be restored
         token = read_pin_and_open(config)
+        end_with_parent()
     except (IsolationError, NoSecret, TokenError) as error:
         control.send(encode(Failed(type(error).__name__, str(error), error.key)))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -17,6 +18,7 @@ import pytest
 from tests.functional.upprocess import SHIPPED, Up
 from tests.lib.customer import wait_for
 from tests.lib.pseudoterminal import PseudoTerminal
+from tests.lib.softhsm import SoftHsm, find_module
 from tests.signer.place import WORD, Place, private, recovered
 
 COMMAND = Path(sys.executable).with_name("paychan")
@@ -113,3 +115,40 @@ def modes(terminal: PseudoTerminal) -> None:
     terminal.enter("next")
     terminal.read_until(r"got:\[next\]")
     assert TYPED not in terminal.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda each: each.name)
+@pytest.mark.skipif(find_module() is None, reason="SoftHSM is not installed")
+def test_fault_46_a_token_s_pin_is_asked_for_in_the_same_way(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token's process asks; it restores the echo although only the signer gets the signal."""
+    token = SoftHsm(tmp_path / "token")
+    for name, value in token.environment.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "signer.toml"
+    text = re.sub("pin_file.*", "", token.signer_config)
+    file.write_text(f'state_dir = "{tmp_path}/state"\n{text}')
+    with shell(SIGNER, file) as terminal:
+        terminal.read_until("Pin of [^:]+: ")
+        os.write(terminal._terminal, TYPED.encode())
+        *_, token_process = processes(terminal, "paychan-signer")
+        next(processes(terminal, "paychan-signer")).send_signal(number)
+        wait_for(lambda: not token_process.is_running(), "the end of the token's process")
+        modes(terminal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda each: each.name)
+def test_fault_46_a_signal_removes_the_words_from_the_screen(place: Place, number: signal.Signals) -> None:
+    """The page with the backup words is cleared and left, also at the end by a signal."""
+    place.seed.unlink()
+    order = (SIGNER, "init", place.file, "--destination", "seed", "--passphrase-file", place.passphrase)
+    with shell(*order) as terminal:
+        terminal.read_until("Press Enter when you have written them down")
+        (signer,) = processes(terminal, "paychan-signer")
+        signer.send_signal(number)
+        modes(terminal)
+        left = terminal.text_left
+
+    assert "abandon" not in left
+    assert "shown only once" not in left
