@@ -26,7 +26,7 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: Annotated[str, setting("address on which the server accepts clients")] = "127.0.0.1"
     port: Annotated[int, setting("port; the environment variable PORT overrides it", "TCP port", ge=0, le=65535)] = 8000
     public_url: Annotated[
-        str, setting('base of the URLs in answers, such as "https://pay.example"; "": taken from each request')
+        str, setting('base of URLs, "https://pay.example"; "": from each request', pattern=r"^(https?://[^\s?#]+)?$")
     ] = ""
     trust_forwarded: Annotated[
         bool, setting("trust X-Forwarded-Proto, -Host, -For and Forwarded: only behind a proxy that sets them")

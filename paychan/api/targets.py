@@ -17,7 +17,7 @@ _ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 class AbsoluteTargets(Application):
     """An application that also serves requests whose target is an absolute URL.
 
-    RFC 9112 3.2.2: "a server MUST accept the absolute-form in requests even though most HTTP/1.1 clients will only send the
+    RFC 9112 3.2.2: "A server MUST accept the absolute-form in requests even though most HTTP/1.1 clients will only send the
     absolute-form to a proxy".
     """
 

@@ -29,6 +29,40 @@ _SECONDS = 2
 """The proxies' time-outs in these tests, instead of 60 s; the server sends a ping every half second."""
 
 
+APART = """
+    server {{
+        listen {port};
+        location / {{
+            proxy_pass http://{upstream};
+            proxy_http_version 1.1;
+            proxy_read_timeout {seconds}s;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_set_header Host $host;
+            proxy_set_header X-Forwarded-Port $server_port;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        }}
+    }}
+"""
+"""`$host` has no port."""
+
+PREFIXED = """
+    server {{
+        listen {port};
+        location /shop/ {{
+            proxy_pass http://{upstream}/;
+            proxy_http_version 1.1;
+            proxy_read_timeout {seconds}s;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_set_header Forwarded 'for=$remote_addr;host="$http_host";proto=$scheme';
+            proxy_set_header X-Forwarded-Prefix /shop;
+        }}
+    }}
+"""
+"""The server is below a path, and the proxy speaks RFC 7239."""
+
+
 class Chain(NamedTuple):
     """A server behind proxies."""
 
@@ -76,7 +110,12 @@ def _copied_behind_haproxy(site: Site) -> None:
     site.shipped("haproxy", "haproxy.cfg")
 
 
-def _shipped_behind_caddy(site: Site) -> None:
+def _with_prefix(site: Site) -> None:
+    site.nginx(PREFIXED)
+    site.url += "/shop"
+
+
+def _plain_behind_caddy(site: Site) -> None:
     site.nginx(PLAIN)
     site.shipped("caddy", "Caddyfile")
 
@@ -87,9 +126,11 @@ SITES: dict[str, Callable[[Site], None]] = {
     "haproxy as shipped": lambda site: site.shipped("haproxy", "haproxy.cfg"),
     "nginx, copied block": lambda site: site.nginx(COPIED, "proxy_set_header X-Forwarded-Proto $scheme;"),
     "nginx, HTTP/1.0": lambda site: site.nginx(PLAIN),
+    "nginx, host and port apart": lambda site: site.nginx(APART),
+    "nginx with a prefix and RFC 7239": _with_prefix,
     "two nginx, copied block": _copied_twice,
     "nginx behind haproxy": _copied_behind_haproxy,
-    "nginx with HTTP/1.0 behind Caddy": _shipped_behind_caddy,
+    "nginx with HTTP/1.0 behind Caddy": _plain_behind_caddy,
 }
 
 

@@ -72,6 +72,7 @@ def test_state_stays_apart_by_network(network: str) -> None:
         (SERVER + "[http]\nprot = 1\n", "http.prot", "unknown key"),
         ("colour = 1\n" + SERVER, "colour", "unknown key"),
         (SERVER + '[http]\nport = "8000"\n', "http.port", "Expected `int`, got `str`"),
+        (SERVER + '[http]\npublic_url = "pay.example"\n', "http.public_url", "https?://"),
         (SERVER + "[http]\nport = 65536\n", "http.port", "Expected `int` <= 65535"),
         (SERVER + "[open]\nadd_settlement_fee = 1\n", "open.add_settlement_fee", "Expected `bool`, got `int`"),
         (SERVER + "[channel]\ndust_limit_sat = 545\n", "channel.dust_limit_sat", "Expected `int` >= 546"),
