@@ -112,13 +112,15 @@ def sweep(
     def run() -> None:
         config = load_signer_config(file)
         script = _script(address, config)
-        signed = _signed(config)
+        signed = _signed(config) if config.ledger_path.exists() else []
         listed = read_coins(_text(coins), signed)
+        channels = {channel for place in places(signed, _payouts(config)) for channel in place.channels}
+        channels.update(channel for each in listed for channel in each.channels)
         if not yes and not on_terminal():
             msg = "there is no terminal to ask on: --yes signs without a question"
             raise CommandFailed(msg)
         with _sources(file, config, passphrase_fd, passphrase_file) as sources:
-            keys = keys_of(places(signed, _payouts(config)), sources, reserve=reserve)
+            keys = keys_of(channels, sources, reserve=reserve)
             chosen = plan(listed, keys, script, fee_rate)
             _show_sweep(chosen, address, len(listed))
             if not yes and out.input("Sign this? yes or no: ") != "yes":

@@ -82,8 +82,8 @@ def init(
         _refuse_existing(config.seed_path)
         refuse_new_keys(config)
         backup.require_terminal(words_file)
-        _make_directory(config.seed_path.parent)
         chosen = choose_destination(file, config, destination)
+        _make_directory(config.seed_path.parent)
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         with choose_secret(sources) as secret:
             seed = draw_seed(now())

@@ -7,16 +7,20 @@ from the transaction that the outpoint names: a lie about it would become fee.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Literal, TypeAlias
 
-from bitcoin.core import CTransaction, CTxOut
+from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 from msgspec import Struct
 
 from paychan.protocol.address import key_script, least_relayed_sat
-from paychan.protocol.errors import PaychanError
+from paychan.protocol.errors import Malformed, PaychanError
+from paychan.protocol.kinds.base import recognise
+from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.settlement import Coin, Settlement, prepare_sweep, sweep_size
+from paychan.protocol.tx import unlockings_of
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.cli.options import CommandFailed
 from signer.keys.payout import Payout
@@ -27,12 +31,16 @@ MOST_COINS = 600
 """Inputs of 148 bytes: nodes relay a transaction of up to 100,000 bytes."""
 
 
+ChannelName: TypeAlias = tuple[bytes, UnixTime]
+"""Client key and expiry, from which the keys of a channel follow."""
+
+
 class Place(Struct, frozen=True):
     """A script that this signer's settlements pay to."""
 
     script: bytes
     kind: Literal["derived", "reserve", "configured"]
-    channels: frozenset[tuple[bytes, UnixTime]]
+    channels: frozenset[ChannelName]
     """Client keys and expiries of the channels that were settled to it."""
     most_sat: Sat
     """Most that the signed settlements pay to it; of several for the same channels, one confirms."""
@@ -41,7 +49,7 @@ class Place(Struct, frozen=True):
 def places(signed: Iterable[Signed], payouts: Sequence[Payout]) -> list[Place]:
     """Group what was signed by destination, the most valuable first."""
     kinds: dict[bytes, Literal["derived", "reserve", "configured"]] = {}
-    channels: dict[bytes, set[tuple[bytes, UnixTime]]] = defaultdict(set)
+    channels: dict[bytes, set[ChannelName]] = defaultdict(set)
     values: dict[bytes, dict[frozenset[OutPoint], int]] = defaultdict(dict)
     for each in signed:
         request, script = each.request, each.request.destination_script
@@ -66,23 +74,29 @@ def _paid_sat(settlement: Settlement | None, script: bytes) -> int:
     return sum(out.nValue for out in outputs if bytes(out.scriptPubKey) == script)
 
 
-def keys_of(found: Iterable[Place], sources: Sequence[KeySource], *, reserve: bool) -> dict[bytes, SigningKey]:
-    """Return the keys of derived places by script, and with `reserve` those of the reserve. Raises `KeysFailed`."""
-    keys = [
-        key
-        for place in found
-        if place.kind == "derived"
-        for channel in place.channels
-        for source in sources
-        if (key := source.destination_key(*channel)) is not None
-    ]
+def keys_of(channels: Iterable[ChannelName], sources: Sequence[KeySource], *, reserve: bool) -> dict[bytes, SigningKey]:
+    """Return the keys of these channels' addresses by script, and with `reserve` those of the reserve.
+
+    Raises:
+        KeysFailed: the token does not answer.
+    """
+    keys = [key for channel in channels for source in sources if (key := source.destination_key(*channel)) is not None]
     if reserve:
         keys += [source.reserve_key() for source in sources]
     return {key_script(key.public_key): key for key in keys}
 
 
-def read_coins(text: str, signed: Iterable[Signed]) -> list[tuple[OutPoint, bytes, Sat]]:
-    """Read lines `TXID:VOUT TRANSACTION` as outpoint, script and value; each transaction must have the named txid.
+class Listed(Struct, frozen=True):
+    """A coin of the operator's list, as the transaction shows it that its outpoint names."""
+
+    coin: Coin
+    script: bytes
+    channels: frozenset[ChannelName]
+    """The channels that this transaction settles: one of them has the key, also when the ledger is lost."""
+
+
+def read_coins(text: str, signed: Iterable[Signed]) -> list[Listed]:
+    """Read lines `TXID:VOUT TRANSACTION`; each transaction must have the named txid.
 
     The transaction, in hex, may be left out where this signer signed it.
 
@@ -98,16 +112,15 @@ def read_coins(text: str, signed: Iterable[Signed]) -> list[tuple[OutPoint, byte
         try:
             outpoint = OutPoint.parse(*_split(words[0]))
             raw = bytes.fromhex(words[1]) if len(words) > 1 else own.get(outpoint.txid, b"")
-            output = _output(outpoint, raw)
+            coins[outpoint] = _listed(outpoint, raw)
         except (ValueError, SerializationError, PaychanError) as error:
             msg = f"line {number}, {words[0][:70]}: {error}"
             raise CommandFailed(msg) from None
-        coins[outpoint] = (outpoint, bytes(output.scriptPubKey), Sat(output.nValue))
     return list(coins.values())
 
 
-def _output(outpoint: OutPoint, raw: bytes) -> CTxOut:
-    """Return an output out of the transaction that proves it. Raises ValueError, `SerializationError`."""
+def _listed(outpoint: OutPoint, raw: bytes) -> Listed:
+    """Read an output out of the transaction that proves it. Raises ValueError, `SerializationError`."""
     if not raw:
         msg = "this signer has not signed that transaction: put its hex digits behind the outpoint"
         raise ValueError(msg)
@@ -115,7 +128,20 @@ def _output(outpoint: OutPoint, raw: bytes) -> CTxOut:
     if bytes(transaction.GetTxid()) != outpoint.txid or outpoint.vout >= len(transaction.vout):
         msg = "the transaction behind it has another txid, or no such output"
         raise ValueError(msg)
-    return transaction.vout[outpoint.vout]
+    output = transaction.vout[outpoint.vout]
+    return Listed(
+        Coin(outpoint, Sat(output.nValue)), bytes(output.scriptPubKey), frozenset(_settled_channels(transaction))
+    )
+
+
+def _settled_channels(transaction: CTransaction) -> Iterator[ChannelName]:
+    """Read client key and expiry out of each input that spends a channel's output."""
+    for unlocking in unlockings_of(transaction):
+        spend = recognise(unlocking)
+        with suppress(Malformed):
+            if spend is not None:
+                terms = parse_redeem_script(spend.script)
+                yield terms.client_key, terms.expiry.unix_time
 
 
 def _split(text: str) -> tuple[str, int]:
@@ -145,15 +171,13 @@ class Sweep(Struct, frozen=True):
         return unsigned.signed(signatures)
 
 
-def plan(
-    coins: Iterable[tuple[OutPoint, bytes, Sat]], keys: Mapping[bytes, SigningKey], script: bytes, fee_rate: int
-) -> Sweep:
+def plan(listed: Iterable[Listed], keys: Mapping[bytes, SigningKey], script: bytes, fee_rate: int) -> Sweep:
     """Choose the coins that these keys can spend, the most valuable first, and compute the fee.
 
     Raises:
         CommandFailed: none, or the fee would take more than half of them.
     """
-    own = sorted(((Coin(at, value), keys[place]) for at, place, value in coins if place in keys), key=_by_value)
+    own = sorted(((each.coin, keys[each.script]) for each in listed if each.script in keys), key=_by_value)
     chosen = tuple(own[:MOST_COINS])
     if not chosen:
         msg = "none of these coins is on an address that this signer derived"

@@ -270,3 +270,16 @@ def test_fault_47_wrong_files_and_networks_are_sentences(tmp_path: Path, node: N
         assert reason in run(command, *order, status=2)
     (system.state / "signer.ledger").rename(tmp_path / "away")
     assert "has signed nothing yet" in run("paychan-signer", "earnings", signer, status=2)
+
+
+def test_fault_47_coins_of_a_lost_ledger_are_swept(node: Node, tmp_path: Path) -> None:
+    """A settlement names its channels, so seed and settlement suffice: on another machine, with the seed file alone."""
+    with running(tmp_path / "system", node) as system:
+        paid = settled(system, node)
+        coins = found_coins(system, tmp_path)
+    (system.state / "signer.ledger").rename(tmp_path / "away")
+    order = ["sweep", system.signer_file, node.address(), "--fee-rate", "2", "--coins", coins, "--yes"]
+    signed = run("paychan-signer", *order).strip()
+
+    assert len(CTransaction.deserialize(bytes.fromhex(signed)).vin) == len(paid)
+    assert node.rpc("testmempoolaccept", [signed])[0]["allowed"]
