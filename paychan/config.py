@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 from msgspec import Struct, field
 
+from paychan.config_checks import contradictions
 from paychan.protocol.channel import Depth, Rules
 from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.terms import OpeningTerms
 from paychan.protocol.types import Network, Sat
 from paychan.shared.mounts import store_place
-from paychan.shared.places import Place, state_place, trouble_with_path
+from paychan.shared.places import Place, state_place
+from paychan.shared.urls import port_trouble
 
 MIN_DUST_SAT = 546
 """Smallest output that nodes relay for each type of script: a server names one limit, before it knows an address."""
@@ -25,9 +27,7 @@ TYPICAL_SETTLEMENT_BYTES = 331
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: Annotated[str, setting("address on which the server accepts clients")] = "127.0.0.1"
     port: Annotated[int, setting("port; the environment variable PORT overrides it", "TCP port", ge=0, le=65535)] = 8000
-    public_url: Annotated[
-        str, setting('base of URLs, "https://pay.example"; "": from each request', pattern=r"^(https?://[^\s?#]+)?$")
-    ] = ""
+    public_url: Annotated[str, setting('base of URLs, "https://pay.example"; "": from each request')] = ""
     trust_forwarded: Annotated[
         bool, setting("trust X-Forwarded-Proto, -Host, -For and Forwarded: only behind a proxy that sets them")
     ] = False
@@ -263,9 +263,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def port(self) -> int:
-        """`http.port`, or the environment variable PORT if it holds a port number."""
+        """`http.port`, or the environment variable PORT if that is set; see `check_environment`."""
         override = os.environ.get("PORT", "")
-        return int(override) if override.isascii() and override.isdigit() and int(override) < 65536 else self.http.port
+        return int(override) if override and not port_trouble(override) else self.http.port
 
     @property
     def v1_price_sat(self) -> Sat:
@@ -320,80 +320,18 @@ def load_server_config(path: Path) -> ServerConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), "", f"can't be read: {error}") from None
     config = parse_settings(text, ServerConfig, str(path))
-    for key, reason in _contradictions(config):
+    for key, reason in contradictions(config):
         raise SettingsError(str(path), key, reason)
     return config
 
 
-def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
-    """List the combinations that would lose coins or can't work, as (key, reason)."""
-    duration, period = config.open.min_duration_hours, config.channel.settlement_period_hours
-    rows = [(row.up_to_sat, row.confirmations) for row in config.open.smaller]
-    steps = [confirmations for _, confirmations in sorted(rows)] if rows == sorted(rows) else [1, 0]
-    steps = [*steps, config.open.min_confirmations]
-    needs_none, margin = 0 in steps, config.settlement.margin_hours
-    checks = (
-        (
-            config.debug and config.network != "test",
-            "debug",
-            f'debug funding exists on the "test" network only, not on "{config.network}"',
-        ),
-        (
-            config.debug != (config.chain.backend == "debug"),
-            "chain.backend",
-            f'"{config.chain.backend}" does not go with debug = {str(config.debug).lower()}',
-        ),
-        (
-            list(steps) != sorted(steps) or any(row.confirmations < 0 for row in config.open.smaller),
-            "open.smaller",
-            "the rows must have growing up_to_sat, and no row fewer confirmations than the row before",
-        ),
-        (
-            needs_none and not config.debug and not config.open.unconfirmed_limit_sat,
-            "open.unconfirmed_limit_sat",
-            "required where a funding output needs no confirmation: the largest total value at risk",
-        ),
-        (
-            config.chain.backend != "debug" and not config.chain.url,
-            "chain.url",
-            f'required with backend = "{config.chain.backend}"',
-        ),
-        (
-            config.chain.backend == "bitcoind" and not config.chain.credentials_file,
-            "chain.credentials_file",
-            'required with backend = "bitcoind": the path of its .cookie, or of a file with "user:password"',
-        ),
-        (
-            config.settlement.fee_sat_per_vb > config.settlement.max_fee_sat_per_vb,
-            "settlement.fee_sat_per_vb",
-            f"{config.settlement.fee_sat_per_vb} sat/vB, more than settlement.max_fee_sat_per_vb",
-        ),
-        (
-            margin >= period,
-            "settlement.margin_hours",
-            f"{margin} hours, not less than channel.settlement_period_hours = {period}: leaves no time to settle",
-        ),
-        (
-            duration < period,
-            "open.min_duration_hours",
-            f"{duration} hours, less than channel.settlement_period_hours = {period}: leaves no time for payments",
-        ),
-        (
-            0 < config.open.max_duration_hours < 2 * duration + period,
-            "open.max_duration_hours",
-            f"{config.open.max_duration_hours} hours, less than twice open.min_duration_hours and the settlement period",
-        ),
-    )
-    return _wrong_places(config) + [(key, reason) for wrong, key, reason in checks if wrong]
+def check_environment() -> None:
+    """Check the environment variable that a server reads; a command that only asks a server ignores it.
 
-
-def _wrong_places(config: ServerConfig) -> list[tuple[str, str]]:
-    place, store = config.state_place, config.store
-    paths = (
-        ("state_dir", config.state_directory),
-        ("store.path", store.path),
-        ("store.backup_dir", store.backup_dir),
-    )
-    troubles = [(key, trouble_with_path(path, config.network_name)) for key, path in paths]
-    troubles += [("state_dir", place.note)] if place.is_doubtful else []
-    return [(key, reason) for key, reason in troubles if reason]
+    Raises:
+        SettingsError: PORT is set and is no port number.
+    """
+    override = os.environ.get("PORT", "")
+    if override and port_trouble(override):
+        source, reason = "the environment", f'"{override}": {port_trouble(override)}; or unset it'
+        raise SettingsError(source, "PORT", reason)

@@ -52,6 +52,9 @@ def make_state_dir(path: Path, store_path: Path) -> None:
     except OSError as error:
         msg = f"can't make {path}: {error.strerror}. {how_to_make(path)}"
         raise StartError(msg) from error
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        msg = f"{path} is on a file system that is mounted read-only. Mount it for writing, or change state_dir"
+        raise StartError(msg)
     if not os.access(path, os.W_OK | os.X_OK):
         msg = f"can't write to {path}. Give it to this user, or change state_dir"
         raise StartError(msg)

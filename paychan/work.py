@@ -115,6 +115,8 @@ class Work:
                     self._wrong.set_exception(StartError(str(error)))
                 return
             except (SignerAbsent, SignerRefused, ChainFailed) as error:
+                if not reason:
+                    log.warning("waiting for a part", part=name, reason=str(error))
                 reason = reason or str(error)
                 service.context.observers.report_health(name, reason)
             await asyncio.sleep(_FIRST_CONTACT_SECONDS if monotonic() < self._first_end else _CONTACT_SECONDS)

@@ -14,12 +14,13 @@ def serve(file: ConfigFile) -> None:
     PORT in the environment overrides http.port.
     """
     from paychan.app import run
-    from paychan.config import load_server_config
+    from paychan.config import check_environment, load_server_config
     from paychan.parts import StartError
     from paychan.protocol.settings import SettingsError
     from paychan.store.base import StoreFailed
 
     try:
+        check_environment()
         run(load_server_config(file), str(file))
     except (SettingsError, StartError, StoreFailed) as error:
         fail(str(error), status=2)

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from paychan.cli.echo import Echo
 from paychan.cli.terminal import command, err, fail, out, show_facts, whole
-from paychan.config import ServerConfig, load_server_config
+from paychan.config import ServerConfig, check_environment, load_server_config
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.running import Running, read_running
@@ -55,6 +55,7 @@ class _StopSignals:
 def up(signer_file: Path, server_file: Path, place: Path) -> int:
     """Run both processes until a stop signal arrives or one of them ends; return the exit status."""
     try:
+        check_environment()
         config = load_server_config(server_file)
     except SettingsError as error:
         fail(str(error), status=2)

@@ -39,8 +39,31 @@ class Setting(NamedTuple):
         return _show(value)
 
 
+_TEN_YEARS = 10 * 366 * 24 * 3600
+_MOST = {
+    "seconds": _TEN_YEARS,
+    "ms": _TEN_YEARS,
+    "min": _TEN_YEARS // 60,
+    "minutes": _TEN_YEARS // 60,
+    "hours": _TEN_YEARS // 3600,
+    "bytes": 1 << 40,
+    "MB": 1 << 20,
+    "sat": 21_000_000 * 100_000_000,
+    "sat/vB": 1_000_000,
+    "blocks": 1_000_000,
+    "1/s": 1_000_000_000,
+    "requests": 1_000_000_000,
+}
+"""By unit: the largest value of a setting that names none; a larger one is a slip of the keyboard."""
+
+_MOST_ITEMS = 1_000_000_000
+"""The largest number without a unit."""
+
+
 def setting(doc: str, unit: str = "", **limits: Any) -> Meta:
     """Describe a field of a declared table; `limits` are those of `msgspec.Meta`, such as `ge` and `le`."""
+    if "ge" in limits or "gt" in limits:
+        limits = {"le": _MOST.get(unit, _MOST_ITEMS)} | limits
     return Meta(description=doc, extra={"unit": unit}, **limits)
 
 
@@ -51,11 +74,13 @@ def parse_settings(text: str, table: type[T], source: str) -> T:
         SettingsError: not TOML, or a key, type or value that the table does not declare.
     """
     try:
-        return msgspec.convert(tomllib.loads(text), table)
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(source, "", f"not TOML: {error}") from None
+    try:
+        return msgspec.convert(tables, table)
     except msgspec.ValidationError as error:
-        raise SettingsError(source, *_key_and_reason(str(error))) from None
+        raise SettingsError(source, *_key_and_reason(str(error), table, tables)) from None
 
 
 def settings_table(table: type[Struct], prefix: str = "") -> list[Setting]:
@@ -107,14 +132,94 @@ def _show(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
 
 
-def _key_and_reason(text: str) -> tuple[str, str]:
-    """Split msgspec's sentence into the dotted key and the rest."""
+def _key_and_reason(text: str, table: type[Struct], values: dict[str, Any]) -> tuple[str, str]:
+    """Return the dotted key of msgspec's error, and a sentence with the value that was found and those that are valid."""
     path = re.search(r" - at `\$\.?([^`]*)`$", text)
     section = path[1] if path else ""
     reason = text[: path.start()] if path else text
     unknown = re.search(r"unknown field `([^`]+)`", reason)
     missing = re.search(r"missing required field `([^`]+)`", reason)
-    if unknown or missing:
-        name = (unknown or missing)[1]  # type: ignore[index]
-        return (f"{section}.{name}" if section else name), "unknown key" if unknown else "required, but not given"
-    return section, reason
+    if missing:
+        key = _joined(section, missing[1])
+        return key, "required, but not given" + _prefixed(": ", _valid(table, key))
+    if unknown:
+        names = ", ".join(field.encode_name for field in _fields(table, section))
+        return _joined(section, unknown[1]), f"unknown key; {f'[{section}]' if section else 'the file'} has {names}"
+    valid = _valid(table, section)
+    return section, f"{_found(values, section)}: {valid}" if valid else reason
+
+
+def _joined(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _prefixed(mark: str, text: str) -> str:
+    return mark + text if text else ""
+
+
+def _fields(table: type[Struct], section: str) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Return the declared fields of a section; none if the path leads elsewhere."""
+    for name in _names(section):
+        found = next((field for field in msgspec.structs.fields(table) if field.encode_name == name), None)
+        kind = _unwrap(found.type)[0] if found else None
+        if get_origin(kind) in (list, tuple):
+            kind = _unwrap(get_args(kind)[0])[0]
+        if not (isinstance(kind, type) and issubclass(kind, Struct)):
+            return ()
+        table = kind
+    return msgspec.structs.fields(table)
+
+
+def _names(path: str) -> list[str]:
+    """Split a dotted path into its keys, without the positions in lists."""
+    return [name for name in re.sub(r"\[[^]]*\]", "", path).split(".") if name]
+
+
+def _valid(table: type[Struct], key: str) -> str:
+    """Return the valid values of a key in words; "" for a section, or an element that is no declared field."""
+    names = _names(key)
+    declared = _fields(table, ".".join(names[:-1])) if names else ()
+    found = next((field for field in declared if field.encode_name == names[-1]), None)
+    if found is None:
+        return ""
+    kind, meta = _unwrap(found.type)
+    if get_origin(kind) in (list, tuple) and key.endswith("]"):
+        kind, meta = _unwrap(get_args(kind)[0])
+    return "want " + _wanted(kind, meta)
+
+
+def _wanted(kind: Any, meta: Meta | None) -> str:
+    kind = getattr(kind, "__supertype__", kind)
+    if get_origin(kind) in (list, tuple):
+        return "a list, such as [ ]"
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return "a table"
+    if kind not in _KINDS:
+        values = [f'"{value}"' for value in get_args(kind)]
+        return " or ".join(filter(None, [", ".join(values[:-1]), values[-1]])) if values else _kind_name(kind)
+    unit = (meta.extra or {}).get("unit", "") if meta else ""
+    return _KINDS[kind] + _range(meta) + (f" ({unit})" if unit and kind in (int, float) else "")
+
+
+def _range(meta: Meta | None) -> str:
+    if meta is None:
+        return ""
+    least = f"from {meta.ge}" if meta.ge is not None else f"above {meta.gt}" if meta.gt is not None else ""
+    return f" {least} to {meta.le}" if least and meta.le is not None else f" {least}" if least else ""
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+
+
+def _found(values: Any, key: str) -> str:
+    """Return the value at a key as it stands in the file, as far as it is short."""
+    for position, name in re.findall(r"\[(\d+)\]|([^.\[\]]+)", key):
+        if isinstance(values, dict):
+            values = values.get(name)
+        else:
+            values = values[int(position)] if position and isinstance(values, list) else None
+    text = "a table" if isinstance(values, dict) else _show(values)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+
+
+_LONGEST_SHOWN = 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -49,3 +50,12 @@ def error_text(error: Exception) -> str:
     """Return the message of an error; plyvel's messages are bytes."""
     first = error.args[0] if error.args else ""
     return first.decode(errors="replace") if isinstance(first, bytes) else str(error)
+
+
+_HELD = (os.strerror(errno.EAGAIN), "already held by process")
+"""LevelDB's errors for a lock that another process holds; a LOCK file that can't be opened gives other errors."""
+
+
+def is_held(text: str) -> bool:
+    """Return whether an error's text says that another process, or this one, has the directory open."""
+    return "LOCK" in text and any(each in text for each in _HELD)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import plyvel
 
 from paychan.shared.holders import holder_of_lock
-from paychan.shared.leveldb_files import cut_torn_tail, error_text, sync_directory
+from paychan.shared.leveldb_files import cut_torn_tail, error_text, is_held, sync_directory
 from signer.ledger.base import LedgerFailed
 
 OPTIONS = {
@@ -23,9 +21,6 @@ OPTIONS = {
 
 _DATA = (".ldb", ".sst", ".log")
 """If such files exist but the file CURRENT does not, LevelDB would start an empty database and delete them."""
-
-_HELD = (os.strerror(errno.EAGAIN), "already held by process")
-"""LevelDB's errors for a lock that another process holds; a LOCK file that can't be opened gives other errors."""
 
 
 def opened(path: Path) -> plyvel.DB:
@@ -57,6 +52,6 @@ def why_not_opened(path: Path, error: Exception) -> str:
     text = error_text(error)
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}): move it away to start a new ledger"
-    if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
+    if is_held(text) and isinstance(error, plyvel.IOError):
         return f"{path} is in use by {holder_of_lock(path / 'LOCK')}: stop that signer, or give each signer a separate state_dir"
     return f"{path} can't be opened: {text}"

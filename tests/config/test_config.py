@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from paychan.config import ServerConfig, load_server_config
-from paychan.protocol.settings import SettingsError, settings_table, settings_values
+from paychan.config import ServerConfig, check_environment, load_server_config
+from paychan.protocol.settings import SettingsError, parse_settings, settings_table, settings_values
 from signer.config import SignerConfig, load_signer_config
 from tests.lib.readme import SECTIONS, SHIPPED, in_pages, with_comments
 
@@ -71,11 +72,15 @@ def test_state_stays_apart_by_network(network: str) -> None:
     [
         (SERVER + "[http]\nprot = 1\n", "http.prot", "unknown key"),
         ("colour = 1\n" + SERVER, "colour", "unknown key"),
-        (SERVER + '[http]\nport = "8000"\n', "http.port", "Expected `int`, got `str`"),
-        (SERVER + '[http]\npublic_url = "pay.example"\n', "http.public_url", "https?://"),
-        (SERVER + "[http]\nport = 65536\n", "http.port", "Expected `int` <= 65535"),
-        (SERVER + "[open]\nadd_settlement_fee = 1\n", "open.add_settlement_fee", "Expected `bool`, got `int`"),
-        (SERVER + "[channel]\ndust_limit_sat = 545\n", "channel.dust_limit_sat", "Expected `int` >= 546"),
+        (SERVER + '[http]\npublic_url = "pay.example"\n', "http.public_url", "https://host[:port]"),
+        (SERVER + '[http]\nport = "8000"\n', "http.port", '"8000": want a whole number from 0 to 65535'),
+        (SERVER + "[http]\nport = 65536\n", "http.port", "65536: want a whole number from 0 to 65535"),
+        (SERVER + "[open]\nadd_settlement_fee = 1\n", "open.add_settlement_fee", "1: want true or false"),
+        (
+            SERVER + "[channel]\ndust_limit_sat = 545\n",
+            "channel.dust_limit_sat",
+            "545: want a whole number from 546 to ",
+        ),
         ("debug = true\n", "network", "required, but not given"),
         (SERVER.replace('"test"', '"live"'), "debug", 'exists on the "test" network only'),
         (SERVER.replace("debug = true", "debug = false"), "chain.backend", "does not go with debug = false"),
@@ -97,7 +102,11 @@ def test_state_stays_apart_by_network(network: str) -> None:
         ),
         (REGTEST + "[open]\nmin_confirmations = 0\n", "open.unconfirmed_limit_sat", "the largest total value at risk"),
         (REGTEST.replace('url = "tcp://127.0.0.1:1"', ""), "chain.url", 'required with backend = "electrum"'),
-        (REGTEST.replace("electrum", "bitcoind"), "chain.credentials_file", "the path of its .cookie"),
+        (
+            REGTEST.replace("electrum", "bitcoind").replace("tcp:", "http:"),
+            "chain.credentials_file",
+            "the path of its .cookie",
+        ),
         (SERVER + "[settlement]\nfee_sat_per_vb = 300\n", "settlement.fee_sat_per_vb", "more than settlement.max_fee"),
         ("network = \n", "", "not TOML"),
     ],
@@ -122,7 +131,7 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "port"), [("8080", 8080), ("", 8000), ("x", 8000), ("99999", 8000), ("-1", 8000)])
 def test_port_of_the_environment_overrides(monkeypatch, tmp_path: Path, value: str, port: int) -> None:
-    """PORT overrides http.port if it is a port number, and is ignored otherwise."""
+    """PORT overrides http.port if it is a port number; a command that asks a server ignores any other text."""
     monkeypatch.setenv("PORT", value)
 
     assert load_server_config(written(tmp_path, SERVER)).port == port
@@ -143,3 +152,134 @@ def test_readme_tables_are_those_of_the_code(name: str) -> None:
 def test_comments_of_shipped_files_are_the_declared_descriptions(file: Path) -> None:
     """Each key has its description and unit as comment (`python -m tests.lib.readme` writes them)."""
     assert file.read_text() == with_comments(file.read_text(), SHIPPED[file])
+
+
+URL = 'network = "regtest"\n[chain]\nbackend = "{}"\ncredentials_file = "/cookie"\nurl = "{}"\n'
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        *(
+            ("electrum", url)
+            for url in ("http://h:1", "h:50001", "tcp://h", "ssl://:50002", "ssl://h:1/x", "tcp://[::1")
+        ),
+        *(
+            ("bitcoind", url)
+            for url in ("tcp://h:1", "h:8332", "http://", "https://h:99999", "http://[::1", "http://h:x")
+        ),
+    ],
+)
+def test_fault_55_a_url_that_does_not_go_with_the_backend(tmp_path: Path, backend: str, url: str) -> None:
+    """The sentence names the key, the URL, and the form that the backend needs."""
+    with pytest.raises(SettingsError) as caught:
+        load_server_config(written(tmp_path, URL.format(backend, url)))
+
+    scheme = "tcp://host:port" if backend == "electrum" else "http://host[:port]"
+    assert caught.value.key == "chain.url"
+    assert f'"{url}": want' in caught.value.reason
+    assert scheme in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        *(("electrum", url) for url in ("tcp://127.0.0.1:50001", "ssl://electrum.example:50002", "ssl://[::1]:50002")),
+        *(
+            ("bitcoind", url)
+            for url in ("http://127.0.0.1:8332", "http://u:p@node/", "https://[::1]:8332", "http://a_b")
+        ),
+    ],
+)
+def test_urls_that_go_with_the_backend(tmp_path: Path, backend: str, url: str) -> None:
+    """Names, addresses of both families, a user and a slash at the end are accepted."""
+    assert load_server_config(written(tmp_path, URL.format(backend, url))).chain.url == url
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ('[http]\nlisten = "0.0.0.0:8000"', "http.listen"),
+        ('[http]\nlisten = "http://0.0.0.0"', "http.listen"),
+        ('[management]\nlisten = "[::1]"', "management.listen"),
+        ('[http]\npublic_url = "pay.example"', "http.public_url"),
+        ('[http]\npublic_url = "https://pay.example/?shop=1"', "http.public_url"),
+        ('[callback]\nurl = "localhost:8080/paid"', "callback.url"),
+        ('[callback]\nurl = "ftp://localhost/paid"', "callback.url"),
+        ("[stream]\nping_seconds = inf", "stream.ping_seconds"),
+        ("[stream]\nping_seconds = nan", "stream.ping_seconds"),
+        ("[http]\nidle_seconds = 99999999999999999999", "http.idle_seconds"),
+        ("[watcher]\ninterval_seconds = 1e300", "watcher.interval_seconds"),
+        ("[settlement]\nmax_fee_percent = 101", "settlement.max_fee_percent"),
+        ('[log]\nlevel = "trace"', "log.level"),
+        ('[callback]\nunanswered = "maybe"', "callback.unanswered"),
+        ("[open]\nsmaller = 3", "open.smaller"),
+        ('[open]\nsmaller = [{up_to_sat = "x", confirmations = 1}]', "open.smaller[0].up_to_sat"),
+    ],
+)
+def test_fault_55_a_wrong_value_gets_a_sentence_with_the_valid_ones(tmp_path: Path, lines: str, key: str) -> None:
+    """Every enum, number, URL and address: the sentence says what was found and what is valid."""
+    with pytest.raises(SettingsError) as caught:
+        load_server_config(written(tmp_path, f"{SERVER}{lines}\n"))
+
+    assert caught.value.key == key
+    assert re.search(r": want .", caught.value.reason)
+
+
+def declared() -> list[tuple[type, str, object]]:
+    """Every setting of both programs with a wrong value: a number in place of a text, else a text."""
+    return [
+        (table, row.key, 7 if row.kind == "str" or "|" in row.kind else "wrong")
+        for table in (ServerConfig, SignerConfig)
+        for row in settings_table(table)
+    ]
+
+
+@pytest.mark.parametrize(("table", "key", "value"), declared())
+def test_fault_55_every_setting_says_what_it_wants(table: type, key: str, value: object) -> None:
+    """No setting of server or signer answers a wrong value in the words of the decoder."""
+    tree: dict[str, dict[str, object]] = {
+        "": {"network": "test"},
+        "chain": {"backend": "debug"},
+        "key": {"mode": "debug"},
+    }
+    del tree["key" if table is ServerConfig else "chain"]
+    section, _, name = key.rpartition(".")
+    tree.setdefault(section, {})[name] = value
+    text = "".join(
+        (f"[{title}]\n" if title else "") + "".join(f"{each} = {json.dumps(of)}\n" for each, of in rows.items())
+        for title, rows in tree.items()
+    )
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(text, table, "FILE")
+
+    assert caught.value.key == key
+    assert caught.value.reason.startswith(f"{json.dumps(value)}: want ")
+    assert "Expected" not in caught.value.reason
+
+
+def test_fault_55_a_network_by_another_name(tmp_path: Path) -> None:
+    """The names of other programs for networks are answered by those of this one."""
+    with pytest.raises(SettingsError, match='"mainnet": want "live", "test" or "regtest"'):
+        load_server_config(written(tmp_path, SERVER.replace('"test"', '"mainnet"')))
+
+
+def test_fault_55_an_unknown_key_gets_the_known_ones(tmp_path: Path) -> None:
+    """The sentence lists the keys of that section."""
+    with pytest.raises(SettingsError, match=r"unknown key; \[management\] has listen, port"):
+        load_server_config(written(tmp_path, SERVER + "[management]\nprot = 1\n"))
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "65536", "80 ", "٣"])
+def test_fault_55_a_port_of_the_environment_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server does not listen on another port than the one that PORT was meant to be."""
+    monkeypatch.setenv("PORT", text)
+    with pytest.raises(SettingsError, match=r"PORT.*want a port number, 0 to 65535"):
+        check_environment()
+
+
+@pytest.mark.parametrize("text", ["", "0", "8000", "65535"])
+def test_a_port_of_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port number is taken; an empty variable counts as none."""
+    monkeypatch.setenv("PORT", text)
+    check_environment()

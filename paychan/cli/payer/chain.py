@@ -23,6 +23,7 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.kinds.refund import Refund, input_size
 from paychan.protocol.types import Network, OutPoint, Sat
+from paychan.shared.urls import url_trouble
 from paychan.shared.wording import sat
 
 _REST_BYTES = 4 + 1 + 1 + 8 + 1 + 4
@@ -99,6 +100,10 @@ def _backend(source: OwnChain, network: Network) -> PayerChain:
 
         certificate = source.certificate
         return ElectrumChain(source.electrum, network, timeout_seconds=_TIMEOUT_SECONDS, certificate_file=certificate)
+    trouble = url_trouble(source.node, ("http", "https"), path=True)
+    if trouble:
+        msg = f"--node {source.node}: {trouble}"
+        raise ValueError(msg)
     if source.credentials is None:
         msg = "--node needs --credentials, a file with user:password such as the node's .cookie"
         raise ValueError(msg)

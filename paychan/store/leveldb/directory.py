@@ -17,7 +17,7 @@ import structlog
 
 from paychan.shared.called import quoted
 from paychan.shared.holders import described
-from paychan.shared.leveldb_files import cut_torn_tail, error_text, sync_directory
+from paychan.shared.leveldb_files import cut_torn_tail, error_text, is_held, sync_directory
 from paychan.shared.leveldb_log import log_number
 from paychan.store.base import StoreDamaged, StoreFailed
 
@@ -205,6 +205,6 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     text = error_text(error)
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}); {WHAT_TO_DO}"
-    if "LOCK" in text:
+    if is_held(text):
         return f"{path} is in use by another program: the command `fuser {quoted(path / 'LOCK')}` finds it; stop it"
     return f"{path} can't be opened: {text}"

@@ -1,0 +1,105 @@
+"""Checks of a server's settings against each other, and of its paths, URLs and addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paychan.shared.places import trouble_with_path
+from paychan.shared.urls import host_trouble, url_trouble
+
+if TYPE_CHECKING:
+    from paychan.config import ServerConfig
+
+
+def contradictions(config: ServerConfig) -> list[tuple[str, str]]:
+    """List the combinations that would lose coins or can't work, as (key, reason)."""
+    duration, period = config.open.min_duration_hours, config.channel.settlement_period_hours
+    rows = [(row.up_to_sat, row.confirmations) for row in config.open.smaller]
+    steps = [confirmations for _, confirmations in sorted(rows)] if rows == sorted(rows) else [1, 0]
+    steps = [*steps, config.open.min_confirmations]
+    needs_none, margin = 0 in steps, config.settlement.margin_hours
+    checks = (
+        (
+            config.debug and config.network != "test",
+            "debug",
+            f'debug funding exists on the "test" network only, not on "{config.network}"',
+        ),
+        (
+            config.debug != (config.chain.backend == "debug"),
+            "chain.backend",
+            f'"{config.chain.backend}" does not go with debug = {str(config.debug).lower()}',
+        ),
+        (
+            list(steps) != sorted(steps) or any(row.confirmations < 0 for row in config.open.smaller),
+            "open.smaller",
+            "the rows must have growing up_to_sat, and no row fewer confirmations than the row before",
+        ),
+        (
+            needs_none and not config.debug and not config.open.unconfirmed_limit_sat,
+            "open.unconfirmed_limit_sat",
+            "required where a funding output needs no confirmation: the largest total value at risk",
+        ),
+        (
+            config.chain.backend != "debug" and not config.chain.url,
+            "chain.url",
+            f'required with backend = "{config.chain.backend}"',
+        ),
+        (
+            config.chain.backend == "bitcoind" and not config.chain.credentials_file,
+            "chain.credentials_file",
+            'required with backend = "bitcoind": the path of its .cookie, or of a file with "user:password"',
+        ),
+        (
+            config.settlement.fee_sat_per_vb > config.settlement.max_fee_sat_per_vb,
+            "settlement.fee_sat_per_vb",
+            f"{config.settlement.fee_sat_per_vb} sat/vB, more than settlement.max_fee_sat_per_vb",
+        ),
+        (
+            margin >= period,
+            "settlement.margin_hours",
+            f"{margin} hours, not less than channel.settlement_period_hours = {period}: leaves no time to settle",
+        ),
+        (
+            duration < period,
+            "open.min_duration_hours",
+            f"{duration} hours, less than channel.settlement_period_hours = {period}: leaves no time for payments",
+        ),
+        (
+            0 < config.open.max_duration_hours < 2 * duration + period,
+            "open.max_duration_hours",
+            f"{config.open.max_duration_hours} hours, less than twice open.min_duration_hours and the settlement period",
+        ),
+    )
+    return _wrong_places(config) + _wrong_addresses(config) + [(key, reason) for wrong, key, reason in checks if wrong]
+
+
+def _wrong_addresses(config: ServerConfig) -> list[tuple[str, str]]:
+    """List the URLs and addresses that no server, node or application can have."""
+    chain, http, troubles = config.chain, config.http, list[tuple[str, str, str]]()
+    if chain.url and chain.backend == "bitcoind":
+        troubles.append(("chain.url", chain.url, url_trouble(chain.url, ("http", "https"), path=True)))
+    if chain.url and chain.backend == "electrum":
+        troubles.append(("chain.url", chain.url, url_trouble(chain.url, ("ssl", "tcp"), needs_port=True)))
+    for key, url, query in (("callback.url", config.callback.url, True), ("http.public_url", http.public_url, False)):
+        if url:
+            troubles.append((key, url, url_trouble(url, ("https", "http"), path=True, query=query)))
+    for key, address in (("http.listen", http.listen), ("management.listen", config.management.listen)):
+        troubles.append((key, address, host_trouble(address)))
+    backend = f', as backend = "{chain.backend}" needs it'
+    return [
+        (key, f'"{text}": {trouble}' + (backend if key == "chain.url" else ""))
+        for key, text, trouble in troubles
+        if trouble
+    ]
+
+
+def _wrong_places(config: ServerConfig) -> list[tuple[str, str]]:
+    place, store = config.state_place, config.store
+    paths = (
+        ("state_dir", config.state_directory),
+        ("store.path", store.path),
+        ("store.backup_dir", store.backup_dir),
+    )
+    troubles = [(key, trouble_with_path(path, config.network_name)) for key, path in paths]
+    troubles += [("state_dir", place.note)] if place.is_doubtful else []
+    return [(key, reason) for key, reason in troubles if reason]
