@@ -37,7 +37,7 @@ from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
-from paychan.parts import StartError, make_application, make_chain, make_signer, make_state_dir
+from paychan.parts import StartError, make_application, make_chain, make_signer, make_state_dir, restored_messages
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat
 from paychan.running import Running, remove_running, write_running
@@ -285,9 +285,8 @@ async def _rebuild(config: ServerConfig, reason: str) -> bool:
     log.error("the store is damaged, rebuilding it from all records that can be read", reason=reason)
     async with _no_store(config, StoreRebuilding(), Kind.STORE):
         try:
-            summary = await asyncio.to_thread(
-                rebuild, config.store_path, config.backup_dir, config.network_name, wall_clock()
-            )
+            work = partial(rebuild, config.store_path, config.backup_dir, config.network_name, wall_clock())
+            summary = await asyncio.to_thread(work, announce=restored_messages(config))
         except (BackupError, OSError) as error:
             log.critical("the damaged store can't be rebuilt", reason=str(error), what_to_do=WHAT_TO_DO)
             return False

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import assert_never
 
 from actors.context import wall_clock
 from paychan.callback.http import HttpApplication
-from paychan.callback.outbox import Outbox
+from paychan.callback.outbox import Outbox, announce_again
 from paychan.callback.signing import KeyFileError, load_keys
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.chain.bitcoind.chain import BitcoindChain
@@ -22,6 +23,7 @@ from paychan.chain.bitcoind.wallet import LONG_SECONDS
 from paychan.chain.debug import DebugChain
 from paychan.chain.electrum.chain import ElectrumChain
 from paychan.config import ServerConfig
+from paychan.protocol.channel import Channel
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.wire.signer_messages import HealthReply
 from paychan.shared.places import how_to_make
@@ -170,3 +172,8 @@ def make_application(config: ServerConfig, store: LevelDbStore) -> tuple[HttpApp
     outbox = Outbox(store, application, wall_clock)
     store.announce_by(outbox.announce)
     return application, outbox
+
+
+def restored_messages(config: ServerConfig) -> Callable[[Channel | None, Channel], Sequence[bytes]] | None:
+    """Return the function that makes the messages about restored channels; None if the application gets none."""
+    return announce_again(wall_clock()) if config.callback.url and config.callback.events else None

@@ -145,6 +145,15 @@ def events(before: Channel | None, after: Channel, now: UnixTime) -> list[Event]
     return [_event(kind, after, now) for kind in kinds]
 
 
+def events_again(restored: Channel, now: UnixTime) -> list[Event]:
+    """Return the messages about a channel of a backup, which lacks those that waited in the store.
+
+    None about a channel that has ended and whose expiry has passed: a store holds many of these.
+    """
+    ended = _KINDS[restored.state] in (Kind.SETTLED, Kind.LOST)
+    return [] if ended and restored.terms.expiry.lock_time < now else events(None, restored, now)
+
+
 def _event(kind: Kind, channel: Channel, now: UnixTime) -> Event:
     closing = channel.closing
     client_fee = closing.client_fee_sat if closing else Sat(0)

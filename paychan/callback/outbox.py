@@ -22,7 +22,8 @@ from msgspec import Struct
 
 from actors.observing import ChannelChanged, Event
 from paychan.callback.base import ApplicationSilent, MessageRefused
-from paychan.callback.messages import events
+from paychan.callback.messages import Event as Told
+from paychan.callback.messages import events, events_again
 from paychan.protocol.channel import Channel
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.rbpcp import encode_json
@@ -77,11 +78,7 @@ class Outbox:
 
     def announce(self, before: Channel | None, after: Channel) -> list[bytes]:
         """Return the messages about a change, for the store; a bug in them must not stop the write of a record."""
-        try:
-            return [encode_json(event) for event in events(before, after, self._clock())]
-        except Exception:
-            log.exception("no message could be made", channel=str(after.outpoint))
-            return []
+        return _encoded(lambda: events(before, after, self._clock()), after)
 
     def observe(self, event: Event) -> None:  # noqa: ARG002 - the store has the message
         """Wake the task: a message may wait."""
@@ -143,6 +140,19 @@ class Outbox:
         else:
             self._refused.pop(message.outpoint, None)
             await self._store.delivered(message.key)
+
+
+def announce_again(now: UnixTime) -> Callable[[Channel | None, Channel], list[bytes]]:
+    """Make the function that returns the messages about a channel that a restore writes at this time."""
+    return lambda _, restored: _encoded(lambda: events_again(restored, now), restored)
+
+
+def _encoded(make: Callable[[], list[Told]], channel: Channel) -> list[bytes]:
+    try:
+        return [encode_json(event) for event in make()]
+    except Exception:
+        log.exception("no message could be made", channel=str(channel.outpoint))
+        return []
 
 
 def _longer(pause: _Pause | None) -> _Pause:

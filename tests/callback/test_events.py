@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,3 +203,22 @@ def test_only_paid_channels_are_told_and_only_if_configured(
         else:
             until(lambda: application.events)
             assert [each.body["channel_id"] for each in application.events] == [str(paid.payer.outpoint)]
+
+
+def test_after_a_restore_all_channels_that_can_still_change_are_told_again(
+    application: Application, system: System, http: httpx.Client
+) -> None:
+    """A backup lacks the messages that waited: `opened` and the present part of each life come again, marked."""
+    application.answer_event = lambda _: SILENT
+    first, second = opened(system, http), opened(system, http)
+    assert first.close(first.payer.payment(100_000)).status_code == 202
+    made = system.manage("POST", "/backups").json()["path"]
+    system.kill_server()
+    shutil.rmtree(system.state / "store")
+    command = Path(sys.executable).parent / "paychan"
+    subprocess.run([command, "backup", "restore", str(system.server_file), made], check=True, capture_output=True)
+    application.forget()
+    system.start_server()
+    until(lambda: told(application.events, first) == ["opened", "settled"])
+    until(lambda: told(application.events, second) == ["opened"])
+    assert all(each.body["restored"] for each in application.events)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from paychan.callback.messages import Kind, events
+from paychan.callback.messages import Kind, events, events_again
 from paychan.protocol.channel import CloseReason, Closing, State
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import Payer
@@ -68,3 +68,15 @@ def test_a_withdrawal_says_where_the_channel_goes_on() -> None:
     assert (event.type, event.reason) == ("settled", "withdraw")
     assert event.continues_at == f"{event.txid}:0"
     assert event.received_sat == Sat(moved.received_sat - closing.client_fee_sat)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_restore_tells_again_what_can_still_change(state: State) -> None:
+    """Channels that ended and whose expiry has passed are left out: a store holds many of these."""
+    restored = replace(Payer(state.value).history(state)[-1], restored=True)
+    expiry = restored.terms.expiry.lock_time
+    told = [event.type for event in events_again(restored, UnixTime(expiry))]
+    assert told == list(dict.fromkeys(("opened", AT[state].value)))
+    assert all(event.restored for event in events_again(restored, UnixTime(expiry)))
+    ended = state in (State.CLOSED, State.LOST, State.UNFUNDED)
+    assert bool(events_again(restored, UnixTime(expiry + 1))) is not ended

@@ -101,13 +101,15 @@ def restore(
     The backup lacks payments that were accepted later: use the newest one, and only if the store is lost.
     """
     from paychan.config import load_server_config
+    from paychan.parts import restored_messages
     from paychan.store.backup import create as backup
     from paychan.store.backup.archive import read_manifest
 
     with _sentences():
         config = load_server_config(config_file)
         with _progress("restoring", read_manifest(file).records) as progress:
-            manifest = backup.restore(file, config.store_path, config.network_name, progress)
+            announce = restored_messages(config)
+            manifest = backup.restore(file, config.store_path, config.network_name, progress, announce)
         _show("restored", config.store_path, manifest, as_json=as_json)
         if not as_json:
             say(f"Payments accepted after {moment(manifest.created_at)} are not in it.")

@@ -35,6 +35,7 @@ from paychan.store.backup.archive import (
 )
 from paychan.store.base import Change, Store
 from paychan.store.leveldb.store import LevelDbStore
+from paychan.store.leveldb.writer import Announce
 
 SUFFIX = ".backup"
 
@@ -125,8 +126,12 @@ def verify(path: Path, progress: Progress = _silent) -> Manifest:
     return manifest
 
 
-def restore(path: Path, target: Path, network: str, progress: Progress = _silent) -> Manifest:
+def restore(
+    path: Path, target: Path, network: str, progress: Progress = _silent, announce: Announce | None = None
+) -> Manifest:
     """Create a LevelDB store from a verified backup; the target directory must be missing or empty.
+
+    `announce` returns the messages to the application that are written with each channel.
 
     Raises:
         BackupError: see `verify`; the backup is of another network; a file is in the way.
@@ -147,7 +152,7 @@ def restore(path: Path, target: Path, network: str, progress: Progress = _silent
         msg = f"{work} is left from an interrupted restore, or a restore is running; if none is, remove it"
         raise BackupError(msg) from None
     try:
-        asyncio.run(_fill(path, work / "store", network, progress))
+        asyncio.run(_fill(path, work / "store", network, progress, announce))
         sync_directory(work / "store")
         (work / "store").rename(target)  # fails if another process created something there meanwhile
     finally:
@@ -156,8 +161,10 @@ def restore(path: Path, target: Path, network: str, progress: Progress = _silent
     return manifest
 
 
-async def _fill(path: Path, directory: Path, network: str, progress: Progress) -> None:
+async def _fill(path: Path, directory: Path, network: str, progress: Progress, announce: Announce | None) -> None:
     store = LevelDbStore.open(directory, network)
+    if announce is not None:
+        store.announce_by(announce)
     try:
         await load(path, store, progress)
     finally:

@@ -22,6 +22,7 @@ from paychan.shared.mounts import fresh_place, inner_place, rename_store
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.salvage import Salvaged, salvage
+from paychan.store.leveldb.writer import Announce
 
 _REPORT = "SALVAGED"
 """File in the damaged directory: a summary, then what is lost, a line each."""
@@ -30,8 +31,10 @@ _COPIES = 4
 """Two copies while salvaging, the backup and the fresh store."""
 
 
-def rebuild(path: Path, backups: Path, network: str, now: UnixTime) -> str:
+def rebuild(path: Path, backups: Path, network: str, now: UnixTime, announce: Announce | None = None) -> str:
     """Replace a damaged store by a fresh one with all readable records; return a summary. Blocks.
+
+    `announce` makes the messages to the application, see `create.restore`: those that waited are lost.
 
     Raises:
         BackupError: no record could be read; the store is unchanged.
@@ -49,7 +52,7 @@ def rebuild(path: Path, backups: Path, network: str, now: UnixTime) -> str:
     if not salvaged.manifest.records:
         msg = f"no record could be read from {path}"
         raise BackupError(msg)
-    backup.restore(salvaged.path, fresh, network)
+    backup.restore(salvaged.path, fresh, network, announce=announce)
     summary = _summary(salvaged)
     (path / _REPORT).write_text("\n".join([summary, *_losses(salvaged)]) + "\n")
     rename_store(path, f".damaged-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}")

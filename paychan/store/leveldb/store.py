@@ -52,7 +52,7 @@ from paychan.store.leveldb.keys import (
     outpoint_of_message,
     read_outpoint,
 )
-from paychan.store.leveldb.writer import CLOSED, Writer
+from paychan.store.leveldb.writer import CLOSED, Announce, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -192,7 +192,7 @@ class LevelDbStore:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def announce_by(self, announce: Callable[[Channel | None, Channel], Sequence[bytes]]) -> None:
+    def announce_by(self, announce: Announce) -> None:
         """Write the messages that this function returns together with each change of a channel's state.
 
         It is called with the record before, if any, and the new one, in any thread. It must not raise.

@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, TypeVar, TypeVarTuple
+from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple
 
 import plyvel
 
@@ -31,6 +31,9 @@ from paychan.store.leveldb.keys import RECORD, index_key, message_key
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+Announce: TypeAlias = Callable[[Channel | None, Channel], Sequence[bytes]]
+"""Returns the messages about a change of a channel's state, from the record before, if any, and the new one."""
 
 CLOSED = "the store is closed"
 
@@ -139,7 +142,7 @@ class Writer(WriterThread):
         self._known: OrderedDict[OutPoint, _Known] = OrderedDict()
         self._failure: Exception | None = None
         self._low_bytes = 0
-        self.announce: Callable[[Channel | None, Channel], Sequence[bytes]] = _no_messages
+        self.announce: Announce = _no_messages
         """Returns the messages that are written together with a change of state; must not raise. Called in any thread."""
 
     def guard_disk(self, low_bytes: int, make_room: Callable[[int], None]) -> None:
