@@ -58,7 +58,7 @@ class Application(Protocol):
 
     @property
     def silence(self) -> Silence | None:
-        """Since when no request got a valid answer; None if the last one got one."""
+        """Since when questions, or messages, get no valid answer; None if the last one of each kind got one."""
 
     async def close(self) -> None:
         """Close the connections."""

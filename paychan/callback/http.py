@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import httpx
 from msgspec import Struct
@@ -17,6 +18,9 @@ from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.rbpcp import encode_json
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+
+
+_QUESTIONS, _MESSAGES = "/value_received", "/channel_event"
 
 
 class _Response(Struct, frozen=True):
@@ -39,23 +43,18 @@ class HttpApplication:
         self._network = network
         self._keys = keys
         self._clock = clock
-        self._silence: Silence | None = None
+        self._silences: dict[str, Silence] = {}
         self._client = httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False)
 
     @property
     def silence(self) -> Silence | None:
-        return self._silence
+        return min(self._silences.values(), key=lambda each: each.since, default=None)
 
     async def ask(self, channel: Channel) -> Verdict:
         content = question(channel, self._network)
-        try:
-            response = await self._post("/value_received", content.idempotency_key, encode_json(content))
-            decision = verdict(response.status, response.headers, response.body)
-        except ApplicationSilent as error:
-            self._note(str(error))
-            raise
-        self._silence = None
-        return decision
+        with self._noting(_QUESTIONS):
+            response = await self._post(_QUESTIONS, content.idempotency_key, encode_json(content))
+            return verdict(response.status, response.headers, response.body)
 
     async def tell(self, message_id: str, body: bytes) -> None:
         """Deliver a message about a channel: any status of 2xx acknowledges it, whatever the body says.
@@ -64,21 +63,25 @@ class HttpApplication:
             MessageRefused: another status.
             ApplicationSilent: no answer.
         """
-        try:
-            response = await self._post("/channel_event", message_id, body)
+        with self._noting(_MESSAGES):
+            response = await self._post(_MESSAGES, message_id, body)
             if response.status // 100 != 2:
-                msg = f"status {response.status} for a message about a channel, need 2xx"
+                msg = f"status {response.status} for {_MESSAGES}, need 2xx"
                 raise MessageRefused(msg)
-        except ApplicationSilent as error:
-            self._note(str(error))
-            raise
-        self._silence = None
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    def _note(self, reason: str) -> None:
-        self._silence = Silence(self._silence.since if self._silence else self._clock(), reason)
+    @contextmanager
+    def _noting(self, path: str) -> Iterator[None]:
+        """Note since when this path gives no valid answers."""
+        try:
+            yield
+        except ApplicationSilent as error:
+            before = self._silences.get(path)
+            self._silences[path] = Silence(before.since if before else self._clock(), str(error))
+            raise
+        self._silences.pop(path, None)
 
     async def _post(self, path: str, message_id: str, content: bytes) -> _Response:
         headers = _HEADERS | {"Idempotency-Key": message_id}

@@ -56,6 +56,9 @@ class _Pause(Struct, frozen=True):
     seconds: float
     until: float
     """Time of `monotonic`."""
+    since: float
+    """Time of `monotonic` at the first failure."""
+    reason: str
 
     @property
     def is_over(self) -> bool:
@@ -83,6 +86,11 @@ class Outbox:
     def observe(self, event: Event) -> None:  # noqa: ARG002 - the store has the message
         """Wake the task: a message may wait."""
         self._news.set()
+
+    def refused_for(self, seconds: float) -> dict[OutPoint, str]:
+        """Return the channels whose next message the application has refused for this time, with the last reasons."""
+        before = monotonic() - seconds
+        return {outpoint: pause.reason for outpoint, pause in self._refused.items() if pause.since <= before}
 
     async def run(self, task: Supervised) -> None:
         """Deliver messages as long as the server runs."""
@@ -133,9 +141,9 @@ class Outbox:
             await self._receiver.tell(name, message.body)
         except ApplicationSilent as error:
             if isinstance(error, MessageRefused) and len(self._refused) < _MOST_PAUSED:
-                self._refused[message.outpoint] = _longer(self._refused.get(message.outpoint))
+                self._refused[message.outpoint] = _longer(self._refused.get(message.outpoint), str(error))
             else:
-                self._silent, self._failed = _longer(self._silent), message
+                self._silent, self._failed = _longer(self._silent, str(error)), message
             log.warning("a message was not delivered", message=name, reason=str(error))
         else:
             self._refused.pop(message.outpoint, None)
@@ -155,6 +163,7 @@ def _encoded(make: Callable[[], list[Told]], channel: Channel) -> list[bytes]:
         return []
 
 
-def _longer(pause: _Pause | None) -> _Pause:
+def _longer(pause: _Pause | None, reason: str) -> _Pause:
+    now = monotonic()
     seconds = min(2 * pause.seconds, _LONGEST_PAUSE_SECONDS) if pause else _FIRST_PAUSE_SECONDS
-    return _Pause(seconds, monotonic() + seconds)
+    return _Pause(seconds, now + seconds, pause.since if pause else now, reason)

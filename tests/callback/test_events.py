@@ -160,11 +160,13 @@ def test_a_message_that_is_refused_keeps_no_other_channel_waiting(
         return SERVER_ERROR if question.body["channel_id"] in names else Reply(204, b"")
 
     application.answer_event = answer
+    alarms = lambda: [each["channel"] for each in system.manage("GET", "/health").json()["alarms"]]  # noqa: E731
     assert bad.open(bad.payer.payment(100_000)).status_code == 201
     assert bad.close(bad.payer.payment(100_000)).status_code == 202
     good = [opened(system, http) for _ in range(3)]
     until(lambda: all(told(application.events, each) == ["opened"] for each in good))
     assert told(application.events, bad) == ["opened"]
+    assert alarms() == [str(bad.payer.outpoint)]
     names.clear()
     until(lambda: told(application.events, bad) == ["opened", "closing", "settled"])
 
@@ -181,6 +183,7 @@ def test_a_silent_application_is_an_alarm(application: Application, system: Syst
     until(alarms)
     assert "status 404" in alarms()[0]
     assert v1.pay(v1.payer.payment(150_000)).status_code == 200
+    assert "status 404" in alarms()[0]
     application.answer_event = lambda _: Reply(204, b"")
     until(lambda: not alarms())
 

@@ -19,6 +19,9 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.store.backup import create as backup
 from paychan.store.backup.rebuild import set_aside
 
+_MOST_SHOWN = 20
+"""Most alarms about refused messages: one wrong program of the operator's can cause thousands."""
+
 
 async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
     """Return HTTP status and content; 503 while requests are refused, signing fails, or the store is not whole.
@@ -146,13 +149,17 @@ def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
 
 
 def _silence(service: Service) -> list[Alarm]:
-    """Return the alarm about an application that has given no valid answer for `callback.alarm_minutes`."""
+    """Return the alarms about an application that has given no valid answer for `callback.alarm_minutes`."""
     application, limit = service.context.application, 60 * service.config.callback.alarm_minutes
     silence = application.silence if application is not None else None
-    if silence is None or service.context.clock() - silence.since < limit:
-        return []
-    text = (
-        f"the application has given no valid answer since {moment(silence.since)} ({silence.reason}). Payments wait for it; "
-        "messages about channels wait in the store"
-    )
-    return [Alarm(Kind.APPLICATION, text)]
+    if silence is not None and service.context.clock() - silence.since >= limit:
+        text = (
+            f"the application has given no valid answer since {moment(silence.since)} ({silence.reason}). Payments wait "
+            "for it; messages about channels wait in the store"
+        )
+        return [Alarm(Kind.APPLICATION, text)]
+    refused = service.outbox.refused_for(limit) if service.outbox is not None else {}
+    return [
+        about(Kind.APPLICATION, outpoint, f"the application refuses a message about this channel: {reason}")
+        for outpoint, reason in list(refused.items())[:_MOST_SHOWN]
+    ]
