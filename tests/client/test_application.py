@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.client import Channel, Patience, Payer, PaymentRefused, Refused, WouldTakeBack
+from paychan.client import Channel, Patience, Payer, PaymentPending, PaymentRefused, Refused, State, WouldTakeBack
 from tests.lib.system import System
 
 HASTY = Patience(attempts=1)
@@ -135,3 +135,60 @@ def test_a_payment_without_an_answer_counts_once(application: Application, chann
     assert receipt.paid_sat == 100
     assert channel.status().paid_sat == before + 100
     assert set(application.asked_sat) == {100}
+
+
+@both_versions
+def test_fault_49_while_the_application_is_silent_the_payer_can_ask_and_leave(
+    application: Application, channel: Channel
+) -> None:
+    """`status` names the pending payment, a new payment is not mixed with it, and closing gives it back."""
+    before, left = channel.paid_sat, channel.left_sat
+    application.answer = None
+    with pytest.raises(PaymentPending):
+        channel.pay(10)
+
+    record = channel.status()
+    assert (record.state, record.pending_sat, record.refused) == (State.OPEN, 10, False)
+    with pytest.raises(PaymentPending, match="earlier payment of 10 sat"):
+        channel.pay(20)
+    assert set(application.asked_sat) == {10}
+    assert channel.paid_sat == before + 10
+
+    settled = channel.close()
+
+    assert settled.change_sat == left
+    assert channel.record.state is State.CLOSED
+
+
+@both_versions
+def test_fault_49_after_the_silence_each_payment_is_asked_about_by_itself(
+    application: Application, channel: Channel
+) -> None:
+    """The pending payment of 10 sat is finished first and named; the application gets 10, then 20."""
+    application.answer = None
+    with pytest.raises(PaymentPending):
+        channel.pay(10)
+    application.answer = {"resp_app_data": "", "resp_app_error": None}
+    application.asked_sat.clear()
+
+    receipt = channel.pay(20)
+
+    assert receipt.earlier is not None
+    assert (receipt.earlier.paid_sat, receipt.paid_sat) == (10, 20)
+    assert application.asked_sat == [10, 20]
+
+
+@both_versions
+def test_fault_49_a_no_to_the_earlier_payment_is_told_and_nothing_new_is_paid(
+    application: Application, channel: Channel
+) -> None:
+    """The refusal names the earlier payment."""
+    application.answer = None
+    with pytest.raises(PaymentPending):
+        channel.pay(10)
+    application.answer = {"resp_app_error": "sold out"}
+
+    with pytest.raises(PaymentRefused, match=r"earlier payment of 10 sat.*sold out"):
+        channel.pay(20)
+
+    assert 20 not in application.asked_sat

@@ -84,6 +84,6 @@ def test_fault_11_the_command_names_what_was_booked_again(system: System, tmp_pa
     lose_and_restore(system, backup)
     say = ["pay", channels[0].name, "1", "--wallet", str(tmp_path)]
     said = CliRunner().invoke(app, say)
-    assert "10 000 sat of earlier payments" in said.output
+    assert "10,000 sat of earlier payments" in said.output
     told = CliRunner().invoke(app, ["pay", channels[1].name, "1", "--json", "--wallet", str(tmp_path)])
     assert json.loads(told.stdout)["again_sat"] == LOST_SAT

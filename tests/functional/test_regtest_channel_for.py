@@ -62,3 +62,8 @@ def test_fault_53_a_channel_can_be_made_on_a_chain_whose_clock_is_ahead(tmp_path
         channel = made_once_the_server_saw_the_block(payer, node)
 
         assert channel.record.expiry > node.median_time + 100 * 3600
+        node.fund(channel.address, channel.amount_sat)
+        node.mine()
+        channel.wait_funded(30)
+        channel.open()
+        assert channel.record.state is State.OPEN

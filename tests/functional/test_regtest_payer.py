@@ -132,7 +132,7 @@ def test_a_whole_channel_by_the_payers_commands(payer: PayerAtTerminal, node: No
     node.mine()
     assert process.wait(_PATIENCE_SECONDS) == 0, log.read_text()
     assert f"paychan channel pay {name} 1000" in log.read_text()
-    assert f"Funded by {outpoint}: 600 000 sat: checked with the funding transaction" in log.read_text()
+    assert f"Funded by {outpoint}: 600,000 sat: checked with the funding transaction" in log.read_text()
     assert "not checked" not in log.read_text() + payer.run("status", name)
 
     payer.run("pay", name, 10, "--times", 5)

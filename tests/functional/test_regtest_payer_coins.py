@@ -262,9 +262,9 @@ def test_fault_19_one_refund_takes_all_outputs_of_the_address(
     run_command("open", name, "--no-wait", status=1)
     for words in (["list"], ["status", name, "--offline"]):
         shown = run_command(*words).stdout
-        assert "5 000 sat" in shown
+        assert "5,000 sat" in shown
         assert f"paychan channel refund {name} --publish" in shown
-    assert "5 000 sat" in run_command("key", name).stderr
+    assert "5,000 sat" in run_command("key", name).stderr
     assert [each["value_sat"] for each in run_json("key", name)["outputs"]] == [FUNDING_SAT, 5_000]
     run_command("watch", "--once", *own_node)
     assert {each["outpoint"] for each in noted(name)["deposits"]} == {str(paid[1]), str(paid[2])}
@@ -327,7 +327,7 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
     late = node.fund(ended.address, 70_000)
     (seen,) = run_json("watch", ended.name, *own_node)
     assert seen["outputs"][0]["confirmations"] == 0  # it may still be replaced, so no refund depends on it
-    assert "70 000 sat" in run_command("status", ended.name, "--offline").stdout
+    assert "70,000 sat" in run_command("status", ended.name, "--offline").stdout
     node.mine()
     run_command("refund", ended.name, "--publish", *own_node)
     assert only_refund(node)[0] == {str(late)}

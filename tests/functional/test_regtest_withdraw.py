@@ -227,7 +227,7 @@ def test_the_payers_commands_follow_a_move(market_place: Market, tmp_path: Path)
     wait_for(lambda: terminal.record(name)["signed_sat"] != terminal.record(name)["acknowledged_sat"], "under way")
     moved_to = moves_on(system, node, record["funding_outpoint"])
     assert process.wait(60) == 0, log.read_text()
-    assert "1 000 sat" in log.read_text()
+    assert "1,000 sat" in log.read_text()
     assert terminal.record(name)["funding_outpoint"] == moved_to
     assert "once" in terminal.run("status", name)
     txid, vout = moved_to.split(":")
