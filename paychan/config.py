@@ -79,7 +79,7 @@ class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_confirmations: Annotated[int, setting("confirmations that a funding output needs", "blocks", ge=0)] = 6
     smaller: Annotated[
         tuple[Depth, ...],
-        setting("fewer confirmations for small channels: [{up_to_sat = 100000, confirmations = 1}, …]"),
+        setting("fewer confirmations for small channels, such as [{up_to_sat = 100000, confirmations = 1}]"),
     ] = ()
     unconfirmed_limit_sat: Annotated[
         int, setting("largest total value of the channels whose funding has no confirmation", "sat", ge=0)

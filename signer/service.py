@@ -24,6 +24,7 @@ from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
 from paychan.shared.encoding import prepare_output
 from paychan.shared.logsink import LogSink, open_missing_descriptors
+from paychan.shared.plainhelp import plain_unless_wide
 from paychan.shared.stuck import end_when_stuck
 from signer import vital
 from signer.cli import audit as auditing
@@ -130,7 +131,7 @@ def main() -> None:
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", sink)),
     )
-    app()
+    plain_unless_wide(typer.main.get_command(app))()
 
 
 _STACK_BYTES = 1024 * 1024

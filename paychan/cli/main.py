@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from paychan.cli.terminal import fail, out
 from paychan.shared.encoding import prepare_output
+from paychan.shared.plainhelp import plain_unless_wide
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -80,7 +81,8 @@ class Commands(TyperGroup):
         place = COMMANDS.get(cmd_name)
         if place is None:
             return None
-        return _command(_line_of(place), cmd_name) if self._is_listing else _load(cmd_name, place)
+        command = _command(_line_of(place), cmd_name) if self._is_listing else _load(cmd_name, place)
+        return plain_unless_wide(command)
 
 
 def _load(name: str, place: _Place) -> Any:
@@ -143,4 +145,4 @@ def _paychan(
 def main() -> None:
     """Run the command line."""
     prepare_output()
-    app()
+    plain_unless_wide(typer.main.get_command(app))()

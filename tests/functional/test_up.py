@@ -250,7 +250,8 @@ def test_fault_26_up_names_missing_parts_and_continues(up: Up, tmp_path: Path):
 @pytest.mark.parametrize("listen", ["::1", "::"])
 def test_fault_37_up_listens_on_ipv6(up: Up, listen: str):
     """With IPv6 addresses the panel has URLs with brackets, which `status` and a payer can use."""
-    up.edit("server.toml", 'listen = "127.0.0.1"', f'listen = "{listen}"')
+    up.set("server.toml", "http.listen", listen)
+    up.set("server.toml", "management.listen", listen)
     up.start()
     running = up.wait_until_serving()
 

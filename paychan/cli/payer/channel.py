@@ -129,7 +129,7 @@ def _fitting(*, amount: int, pay: int | None, debug: bool, opens: bool) -> Itera
     name="open",
     epilog=examples(
         "paychan channel open 4593d97a   (waits for the funding if necessary)",
-        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (compared with the server's value)",
+        "paychan channel open 4593d97a --outpoint TXID:VOUT --value 500000   (compared with the server's value)",
         "paychan channel open 4593d97a --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
     ),
 )

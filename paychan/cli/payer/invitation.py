@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.text import Text
 
 from paychan.cli.payer.terminal import change_address, next_step, show_panel
@@ -55,15 +54,20 @@ def qr_code(text: str) -> str:
 
 
 def wait_funded(channel: Channel) -> None:
-    """Wait for the funding and show the progress. After Ctrl-C, a message shows how to continue."""
+    """Wait for the funding and print each change. After Ctrl-C, a message shows how to continue."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("Waiting for the funding")
+    said = ""
+    columns = (SpinnerColumn("line"), TextColumn("waiting"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        progress.add_task("")
 
         def show_progress(seen: tuple[FundingOutput, ...] | ClientError) -> None:
-            progress.update(task, description=escape(_funding_progress(channel, seen)))
+            nonlocal said
+            text = _funding_progress(channel, seen)
+            if text != said:
+                warn(text)
+                said = text
 
         try:
             warn(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` continues.")

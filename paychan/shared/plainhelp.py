@@ -1,0 +1,43 @@
+"""Help without frames, for pipes and terminals that are too narrow for them: Rich cuts names in its frames."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from typing import Any
+
+_FRAMED_COLUMNS = 100
+"""On a terminal of this width, no name in a help text is cut."""
+
+_PLAIN_COLUMNS = 80
+"""Least width of plain help: a narrower terminal breaks the lines, and no name is broken here."""
+
+_UNBROKEN = "\b\n"
+"""Click's mark of a paragraph whose lines it does not break."""
+
+_MARKUP = re.compile(r"\\\[|\[/?(?:bold|dim|green|red|yellow)\]")
+
+
+def plain_unless_wide(command: Any) -> Any:
+    """Let a click command and those below it show plain help, unless the output is a wide terminal; return it."""
+    if not (sys.stdout and sys.stdout.isatty() and shutil.get_terminal_size().columns >= _FRAMED_COLUMNS):
+        _make_plain(command)
+    return command
+
+
+def _make_plain(command: Any) -> None:
+    command.rich_markup_mode = None
+    command.context_settings = {**command.context_settings, "terminal_width": _PLAIN_COLUMNS}
+    command.help = _without_markup(command.help)
+    command.short_help = command.short_help or (command.help or "").partition("\n\n")[0]
+    examples = (_without_markup(command.epilog) or "").strip("\n").split("\n\n")
+    command.epilog = "\n\n".join(f"{_UNBROKEN}{each}" for each in examples if each)
+    for parameter in command.params:
+        parameter.help = _without_markup(getattr(parameter, "help", None))
+    for below in getattr(command, "commands", {}).values():
+        _make_plain(below)
+
+
+def _without_markup(text: str | None) -> str | None:
+    return text and _MARKUP.sub(lambda found: "[" if found[0] == "\\[" else "", text)
