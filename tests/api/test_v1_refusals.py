@@ -324,8 +324,8 @@ def test_a_closed_channel_accepts_no_payment(open_v1: V1) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("POST", "/v1/fundingInfo", "GET,OPTIONS"),
-        ("HEAD", "/v1/fundingInfo", "GET,OPTIONS"),
+        ("POST", "/v1/fundingInfo", "GET,HEAD,OPTIONS"),
+        ("HEAD", "/v1/channels/new", "POST,OPTIONS"),
         ("GET", "/v1/channels/new", "POST,OPTIONS"),
         ("POST", "/v1/channels/" + "0" * 64 + "/0", "DELETE,PUT,OPTIONS"),
         ("PATCH", "/v1/channels/" + "0" * 64 + "/0", "DELETE,PUT,OPTIONS"),
