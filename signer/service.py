@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TextIO, cast
+from typing import TextIO, cast
 
 import structlog
 import typer
-from typer.core import TyperGroup
 
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
@@ -32,7 +31,8 @@ from signer.cli import seed as commands
 from signer.cli import settings
 from signer.cli import status as operating
 from signer.cli.options import ConfigFile, PassphraseDescriptor, PassphraseFile
-from signer.cli.terminal import fail, say
+from signer.cli.program import new_app
+from signer.cli.terminal import fail
 from signer.config import SignerConfig, load_signer_config
 from signer.judge.facts import Limits
 from signer.judge.handler import Handler
@@ -59,54 +59,13 @@ PROBE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-class _RunByDefault(TyperGroup):
-    """`paychan-signer FILE` is `paychan-signer run FILE`."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    name="paychan-signer",
-    cls=_RunByDefault,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="""Hold the keys of a payment channel server, and sign its settlements after checking them.
-
-    Examples:
-
-      paychan-signer config/debug/signer.toml
-
-      paychan-signer init config/live/signer.toml
-    """,
-)
+app = new_app()
 
 
 @app.command()
 def run(file: ConfigFile, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None) -> None:
     """Start the signer; the word `run` is optional. The signer serves its Unix socket until SIGTERM or SIGINT."""
     _or_exit(lambda: start(file, passphrase_fd, passphrase_file))
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version  # noqa: PLC0415 - no other command needs it
-
-        say(f"paychan-signer {version('paychan')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _signer(
-    _version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
 
 
 commands.register(app)

@@ -23,7 +23,7 @@ from signer.audit.access import AuditFailed, lines, newest_first
 from signer.audit.chain import AuditBroken, Entry, Head, read_line, verify
 from signer.cli.audit_table import outpoints, show_decisions
 from signer.cli.options import ConfigFile, find
-from signer.cli.terminal import err, fail, say, show_facts, whole
+from signer.cli.terminal import JsonOption, err, fail, say, show_facts, whole
 from signer.config import load_signer_config
 
 app = typer.Typer(
@@ -90,9 +90,7 @@ def show(
         str, typer.Option(help="Only this txid:vout; the first characters are enough", show_default=False)
     ] = "",
     tag: Annotated[str, typer.Option(help="Only this policy, such as policy-fee", show_default=False)] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the lines as they are in the log, for programs")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show decisions, the newest last. `show` checks nothing; `verify` does."""
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from paychan.protocol.settings import SettingsError, settings_table, settings_values
 from paychan.shared.layout import Column
 from signer.cli.options import ConfigFile
-from signer.cli.terminal import fail, show_json, show_table
+from signer.cli.terminal import JsonOption, fail, show_json, show_table
 from signer.config import SignerConfig, load_signer_config
 
 
 def settings(
     file: ConfigFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: a value for each key")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show all settings of the signer: the value in use, the default, unit and meaning of each."""
     try:

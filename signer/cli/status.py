@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 import typer
@@ -31,7 +31,7 @@ from paychan.shared.layout import Cell, Value
 from paychan.shared.leveldb_files import sync_directory
 from paychan.shared.wording import clock, moment, sat, span
 from signer.cli.options import ConfigFile
-from signer.cli.terminal import completed, fail, say, show_facts, show_json
+from signer.cli.terminal import JsonOption, completed, fail, say, show_facts, show_json
 from signer.config import Policy, SignerConfig, load_signer_config
 
 _ANSWER_SECONDS = 5.0
@@ -50,7 +50,7 @@ class _Answers(Struct, frozen=True):
 
 def status(
     file: ConfigFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the signer's replies, for programs")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the state of the running signer: keys, decisions, value signed recently against its limits, and protections.
 

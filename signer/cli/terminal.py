@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -34,8 +34,28 @@ def completed(text: str) -> str:
     return as_called(text, _typed.get("FILE", ""))
 
 
+class _Mode:
+    """Whether the running command prints JSON."""
+
+    as_json = False
+
+
+def _note_json(context: typer.Context, as_json: bool) -> bool:
+    _Mode.as_json = as_json
+    context.call_on_close(lambda: setattr(_Mode, "as_json", False))
+    return as_json
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_note_json, is_eager=True, help="Print JSON for programs, also for errors.")
+]
+
+
 def fail(message: str, status: int = 1) -> NoReturn:
-    """End the command with one sentence that names the problem and the next step."""
+    """End the command with one sentence that names the problem and the next step; with --json, as a JSON object."""
+    if _Mode.as_json:
+        show_json({"code": "failed", "error": completed(message)})
+        raise typer.Exit(status)
     err.print(f"[red]paychan-signer:[/red] {escape(completed(message))}", soft_wrap=True)
     raise typer.Exit(status)
 

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from paychan.cli.main import COMMANDS
+from signer.service import app as signer_app
+from signer.start import LINES
 
 MOST_MODULES = 345
 """Python, Typer and Rich load 321 modules for a help text."""
@@ -76,3 +79,28 @@ def test_fault_57_a_list_of_the_wallet_loads_no_network_package(tmp_path: Path) 
     assert packages(loaded) & (ONLY_FOR_WORK - {"bitcoin", "coincurve", "msgspec"}) == set()
     assert not {name for name in loaded if name.startswith(("paychan.chain.bitcoind", "paychan.chain.electrum"))}
     assert len(loaded) <= MOST_MODULES
+
+
+SIGNER_PROGRAM = PROGRAM.replace("paychan.cli.main", "signer.start")
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("--version",), ("status", "--help"), ("audit", "--help")], ids=" ".join
+)
+def test_fault_57_the_signer_s_help_loads_no_service(words: tuple[str, ...]) -> None:
+    """The list of commands, and commands that see no secret, load no sandbox, ledger or log."""
+    run = subprocess.run([sys.executable, "-c", SIGNER_PROGRAM, *words], capture_output=True, text=True, check=True)
+    loaded = set(run.stderr.split())
+
+    assert packages(loaded) & {"asyncio", "plyvel", "structlog", "tomlkit", "pyseccomp"} == set()
+    assert "signer.service" not in loaded
+
+
+def test_the_signer_lists_every_command() -> None:
+    """The list that is shown without the commands' modules has all of them, with the first words of their help."""
+    commands = typer.main.get_group(signer_app).commands
+
+    assert list(LINES) == list(commands)
+    for name, line in LINES.items():
+        shown = commands[name].help or ""
+        assert " ".join(shown.split()).startswith(line.rstrip(".")), name

@@ -152,6 +152,17 @@ def test_fault_58_errors_are_json_too(operator: Operator, arguments: tuple[objec
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", [("status",), ("settings",), ("audit", "show")], ids=" ".join)
+def test_fault_58_errors_of_the_signer_s_commands_are_json_too(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """With --json the signer's commands print their errors as JSON, too."""
+    command = [PAYCHAN.with_name("paychan-signer"), *arguments, "nowhere.toml", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert {"code", "error"} <= set(json.loads(done.stdout))
+    assert done.stderr == ""
+
+
 def test_fault_58_old_backups_are_removed(operator: Operator) -> None:
     """`prune` keeps the newest readable ones of each network; damaged ones are neither counted nor removed."""
     operator.runs("create", operator.config)
