@@ -15,6 +15,7 @@ from rich.text import Text
 
 from paychan.shared.called import as_called, called, quoted
 from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
+from paychan.shared.wording import grouped
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -36,8 +37,8 @@ def keep_file(given: Path) -> None:
 
 
 def completed(text: str) -> str:
-    """Complete the commands of a text that stand between backticks, so that they can be pasted."""
-    return as_called(text, _typed.get("FILE", ""), _kept)
+    """Complete the commands of a text that stand between backticks, so that they can be pasted; group its amounts."""
+    return as_called(grouped(text), _typed.get("FILE", ""), _kept)
 
 
 class _Mode:

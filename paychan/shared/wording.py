@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 
+_AMOUNT = re.compile(r"(?<![\w.,])[1-9][0-9]{3,}(?= sat\b)", re.ASCII)
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 def sat(amount: int) -> str:
     """An amount with grouped digits: `1,080 sat`."""
     return f"{amount:,} sat"
+
+
+def grouped(text: str) -> str:
+    """Group the digits of the amounts in a sentence, such as one of the server's: `got 1000 sat` is `got 1,000 sat`."""
+    return _AMOUNT.sub(lambda found: f"{int(found[0]):,}", text)
 
 
 def clock(unix: float) -> str:

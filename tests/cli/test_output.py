@@ -126,6 +126,9 @@ def test_fault_44_a_settings_file_is_found_from_what_is_beside_it(tmp_path: Path
 def test_fault_52_one_style_of_numbers_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Amounts are grouped; times have their zone and the distance from now; durations have two units."""
     assert wording.sat(1_080) == "1,080 sat"
+    assert wording.grouped("got 1000000 sat, need 999 sat; v1000 sat, 0x1000 sat, 10000 blocks, 1,000 sat") == (
+        "got 1,000,000 sat, need 999 sat; v1000 sat, 0x1000 sat, 10000 blocks, 1,000 sat"
+    )
     assert wording.moment(1_700_000_000, 1_700_000_000 - 6 * 86_400).endswith(" (in 6 d)")
     assert wording.clock(2**70) == f"{2**70:,} s after 1970"
     assert [wording.span(each) for each in (0, 59.9, 60, 3_600, 7_260, 86_400, 180_000)] == (

@@ -149,8 +149,9 @@ def test_failures_name_the_numbers_and_the_next_command(system: System) -> None:
         (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100000, want 0 to 5"),
     ):
         assert sentence in run_command(*words).stderr
-    run_command("open", name)
-    assert "limit of 1000000 sat. --limit raises it" in run_command("pay", name, 1_000_001).stderr
+    assert "limit of 1,000,000 sat. --limit raises it" in run_command("open", name, "--amount", 1_000_001).stderr
+    assert run_command("open", name, "--amount", 1_000_001, "--limit", 1_000_001).exit_code == 0
+    assert "limit of 1,000,000 sat. --limit raises it" in run_command("pay", name, 1_000_001).stderr
     assert "want at least 1 sat" in run_command("pay", name, 0).stderr
     assert (
         json.loads(run_command("pay", name, 10**15, "--limit", 10**16, "--json").stdout)["code"] == "insufficient_funds"

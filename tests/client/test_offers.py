@@ -154,7 +154,7 @@ def test_fault_23_a_price_that_rose_is_named_and_can_be_paid(liar: Liar, tmp_pat
     body = b'{"code":"payment_short","error":"payment short: got 10000 sat, need 20000 sat","need_sat":20000}'
     liar.lies.append(Lie(status=400, body=body, deaf=True))
     refused = CliRunner().invoke(app, ["open", name, "--no-wait", *wallet])
-    assert "got 10000 sat, need 20000 sat" in refused.stderr
+    assert "got 10,000 sat, need 20,000 sat" in refused.stderr
     assert f"paychan channel open {name} --amount 20000" in refused.stderr.replace("\n", " ")
     opened = CliRunner().invoke(app, ["open", name, "--no-wait", "--amount", "20000", *wallet])
     assert opened.exit_code == 0, opened.output

@@ -26,6 +26,7 @@ from paychan.shared.wording import sat
 if TYPE_CHECKING:
     from paychan.client import Channel
 
+_PAYMENT_LIMIT_SAT = 1_000_000
 _DEFAULT_HOURS = 7 * 24
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -106,7 +107,7 @@ def new(
         else:
             show(channel.record, False) if debug else show_invitation(channel, payer.wallet.directory)
     if wait and not as_json and not debug:
-        open_(channel.name, amount=pay, wallet=wallet)
+        open_(channel.name, amount=pay, limit=max(_PAYMENT_LIMIT_SAT, max_open_price), wallet=wallet)
 
 
 @contextmanager
@@ -144,6 +145,7 @@ def open_(
         bool, typer.Option("--unchecked", help="Use the value that you give, even if server or chain show another.")
     ] = False,
     amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
+    limit: Annotated[int, typer.Option(help="Largest first payment, in satoshi.")] = _PAYMENT_LIMIT_SAT,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until the funding has enough confirmations.")
     ] = True,
@@ -161,11 +163,11 @@ def open_(
     """
     from paychan.cli.payer.chain import OwnChain, compare
     from paychan.cli.payer.terminal import exit_on_error, opening, show_receipt
-    from paychan.client import Payer, State
+    from paychan.client import Limits, Payer, State
 
     with (
         exit_on_error(as_json, name, again=f"paychan channel open {name}"),
-        Payer(wallet=wallet) as payer,
+        Payer(wallet=wallet, limits=Limits(payment_sat=limit)) as payer,
         payer.channel(name) as channel,
     ):
         source = OwnChain(node, credentials, electrum, certificate)

@@ -1,0 +1,55 @@
+"""Commands that texts of the programs name: each exists, with its options."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from paychan.cli.main import app as paychan
+
+ROOT = Path(__file__).parents[2]
+_NAMED = re.compile(r"`(paychan(?:-signer)?) ([a-z][^`]*)`")
+
+
+def texts(path: Path) -> set[str]:
+    """String constants of a module, with NAME in place of the values of f-strings."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "NAME" for part in node.values)
+            found.add("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(re.sub(r"\{\w+\}", "NAME", node.value))
+    return found
+
+
+NAMED = sorted(
+    {
+        (command[1], " ".join(command[2].split()))
+        for folder in ("paychan", "actors", "signer")
+        for path in (ROOT / folder).rglob("*.py")
+        for text in texts(path)
+        for command in _NAMED.finditer(text)
+    }
+)
+
+
+@pytest.mark.parametrize(("program", "line"), NAMED, ids=" ".join)
+def test_fault_52_a_command_that_a_text_names_exists_with_its_options(program: str, line: str) -> None:
+    """Each command between backticks is one of the program, and has the options that stand there."""
+    from signer.service import app as signer
+
+    command: Any = typer.main.get_command(paychan if program == "paychan" else signer)
+    words = shlex.split(line)
+    while words and hasattr(command, "get_command") and command.get_command(None, words[0]) is not None:
+        command = command.get_command(None, words.pop(0))
+
+    assert not getattr(command, "commands", None) or not words or words[0] in ("FILE", "NAME"), line
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= options | {"--help"}
