@@ -22,6 +22,7 @@ from paychan.client import (
     Limits,
     Patience,
     Payer,
+    Source,
     State,
     TermsUnacceptable,
 )
@@ -57,6 +58,7 @@ def test_fault_51_a_server_has_one_channel(system: System, tmp_path: Path) -> No
     with Payer(system.url, wallet=tmp_path) as payer:
         first = payer.channel_for()
         first.pay(1000)
+        assert first.record.funding_source is Source.DEBUG
         for url in ("", system.url + "/", system.url.replace("http:", "HTTP:"), system.url):
             assert payer.channel_for(url) is first
         name, port = first.name, system.url.rsplit(":", 1)[1]

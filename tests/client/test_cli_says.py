@@ -178,7 +178,7 @@ def test_fault_53_the_price_is_said_before_it_is_paid(system: System) -> None:
         assert "Payments end" in shown
         assert "Expires" in shown
     name = run_json("new", system.url, "--hours", 100, "--debug")["name"]
-    assert "Opening pays 100,000 sat" in run_command("status", name, "--offline").stdout
+    assert rows(run_command("status", name, "--offline").stdout)["Opening"].startswith("pays 100,000 sat of")
 
     result = run_command("open", name)
 

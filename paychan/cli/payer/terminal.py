@@ -220,7 +220,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
     show_panel(
         f"Channel {record.name}",
         ("State", standing(record)),
-        ("Opening", opening(record) if record.state is State.NEW else ""),
+        ("Opening", opening(record).removeprefix("Opening ") if record.state is State.NEW else ""),
         ("Confirmed", f"{record.min_confirmations} times, before the server accepts it" * awaits_coins),
         (
             "Payments end",

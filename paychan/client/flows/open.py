@@ -30,6 +30,7 @@ from paychan.client.record import ChannelRecord
 from paychan.client.transport import routes
 from paychan.client.transport.answers import printable, refusal
 from paychan.client.transport.effects import Flow, Patience, Pause, Save, ask
+from paychan.protocol.debug_funding import debug_outpoint
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
@@ -58,7 +59,10 @@ class FundingOutput(Struct, frozen=True):
     confirmations: int
     confirmations_needed: int
     source: Source = Source.SERVER
-    """`TRANSACTION` if the server showed the funding transaction, else `SERVER`; after `wait`, that of the record."""
+    """`TRANSACTION` if the server showed the funding transaction, `DEBUG` for the funding of debug mode, else `SERVER`.
+
+    After `wait`, that of the record.
+    """
 
     @property
     def deep_enough(self) -> bool:
@@ -95,7 +99,8 @@ def outputs(record: ChannelRecord, patience: Patience, *, proven: bool = False) 
 
 
 def _output(record: ChannelRecord, outpoint: OutPoint, listed: _Output) -> FundingOutput:
-    source = Source.SERVER
+    derived = debug_outpoint(record.terms.client_key, record.expiry)
+    source = Source.DEBUG if outpoint == derived else Source.SERVER  # a hash of key and expiry: no chain has it
     if listed.transaction:
         try:
             value = proven_value(listed.transaction, outpoint, record.terms.funding_script)
