@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 LEAST_WIDTH = 20
 _GAP = "  "
+_MOST_COLUMNS = 4
 _WORD = re.compile(
     r"(?:`[^`\n]*`|\((?:in )?[\d,]+ [^()\n]{1,20}\)|(?<!\S)[\d,.]+ (?:sat(?:/vB)?|BTC|s|min|h|d|%)(?!\w)|\S)+\s*"
 )
@@ -83,6 +84,17 @@ def _longest_word(value: Value) -> int:
     return (
         len(value.text) if value.whole else max((len(word.rstrip()) for word in _WORD.findall(value.text)), default=0)
     )
+
+
+def numbered(words: Sequence[str], width: int | None) -> list[str]:
+    """Lay out the words of a seed with their numbers, in up to four columns that are read downwards."""
+    size = 3 + max(map(len, words), default=0) + len(_GAP)
+    columns = _MOST_COLUMNS if width is None else min(_MOST_COLUMNS, max(1, width // size))
+    rows = -(-len(words) // columns)
+    return [
+        "".join(f"{f'{number + 1:2} {words[number]}':{size}}" for number in range(row, len(words), rows)).rstrip()
+        for row in range(rows)
+    ]
 
 
 def _record(titles: Sequence[str], row: Sequence[Value], width: int) -> Iterator[Line]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paychan.protocol.types import UnixTime
 from paychan.shared import words as mnemonic
+from paychan.shared.layout import numbered
 from signer.cli.options import CommandFailed, on_terminal
 from signer.cli.terminal import out, say, terminal_width
 from signer.secret.file import PrivateFileError, read_private, write_new
@@ -20,10 +21,6 @@ from signer.seed.file import Seed, seed_of_hex, seed_of_words
 
 REPEATED = 3
 ROUNDS = 3
-
-_COLUMNS = 4
-_WORD_COLUMNS = 14
-"""Two digits, a space, eight letters of the longest word, and a gap."""
 
 _MAX_BACKUP_BYTES = 4096
 
@@ -84,13 +81,10 @@ def _hand_out(words: Sequence[str]) -> None:
 
 def _show(words: Sequence[str]) -> None:
     """Show the words in columns, on a page of the terminal that disappears afterwards."""
-    columns = min(_COLUMNS, max(1, (terminal_width() or _WORD_COLUMNS) // _WORD_COLUMNS))
-    rows = -(-len(words) // columns)
     with _own_page():
         say(f"The backup: {len(words)} words, shown only once\n")
-        for row in range(rows):
-            numbered = (f"{number + 1:2} {words[number]}" for number in range(row, len(words), rows))
-            say("".join(f"{text:{_WORD_COLUMNS}}" for text in numbered).rstrip(), "bold")
+        for line in numbered(words, terminal_width()):
+            say(line, "bold")
         say(
             "\nWrite them down on paper, with their numbers. They give access to all keys. Without them and without the\n"
             f"seed file, the money in open channels is lost. You will be asked for {REPEATED} of them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from paychan.cli.main import app as paychan
 from paychan.shared import wording
 from paychan.shared.called import as_called, called
 from paychan.shared.configfiles import SERVER, SIGNER, NoSettings, find_settings
-from paychan.shared.layout import Column, Line, Value, facts, table
+from paychan.shared.layout import Column, Line, Value, facts, numbered, table
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -66,6 +67,17 @@ def test_fault_44_52_tables_keep_their_names_whole_at_any_width(
     for line in lines:
         assert width is None or len(line) <= width or line.strip() in NAMES
     assert width is not None or len(lines) == len(rows) + 1
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 200, None])
+def test_fault_44_the_words_of_a_seed_are_whole_at_any_width(width: int | None) -> None:
+    """All words are there with their numbers; a line fits."""
+    words = [f"word{'x' * (number % 5)}" for number in range(24)]
+    lines = numbered(words, width)
+
+    found = re.findall(r"(\d+) (wordx*)", "\n".join(lines))
+    assert sorted((int(number), word) for number, word in found) == list(enumerate(words, 1))
+    assert width is None or max(map(len, lines)) <= width
 
 
 def test_fault_52_a_command_is_alone_on_its_line_if_it_does_not_fit() -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from rich.panel import Panel
-from rich.table import Table
 
 from paychan.cli.payer.terminal import problem_facts
-from paychan.cli.terminal import command, fail, out, say, show_facts, show_json, warn, whole
+from paychan.cli.terminal import command, fail, out, say, show_facts, show_json, terminal_width, warn, whole
 from paychan.client.backup import (
     SUFFIX,
     Finding,
@@ -30,9 +28,8 @@ from paychan.client.backup import (
 from paychan.client.seed import Seed, seed_of_words
 from paychan.client.wallet import Wallet
 from paychan.protocol.types import Network
+from paychan.shared.layout import numbered
 from paychan.shared.words import WORD_COUNTS, WrongWords
-
-_COLUMNS = 4
 
 
 def back_up(directory: Path | None, to: Path, as_json: bool) -> None:
@@ -175,20 +172,13 @@ def _show_words(seed: Seed) -> None:
         fail("the words are shown on a terminal only, and this is not one. For a script: --words-file PATH")
     typer.confirm("The words give access to all keys of this wallet. Show them now?", abort=True)
     with _own_page():
-        out.print(Panel(_table(seed.words), title=f"{len(seed.words)} words", expand=False, padding=(1, 2)))
+        for line in numbered(seed.words, terminal_width()):
+            say(line, "bold")
         say("Write them down on paper, with their numbers.")
         out.input("\nPress Enter when you have written them down. ")
     say(
         "`paychan wallet check --words` compares what you wrote. A refund needs a backup, too: `paychan wallet backup DIR`."
     )
-
-
-def _table(words: Sequence[str]) -> Table:
-    rows = len(words) // _COLUMNS
-    table = Table.grid(padding=(0, 3))
-    for row in range(rows):
-        table.add_row(*(f"{number + 1:2} {words[number]}" for number in range(row, len(words), rows)))
-    return table
 
 
 @contextmanager
