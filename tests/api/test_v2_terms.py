@@ -100,7 +100,7 @@ def _varint(raw: bytes) -> tuple[int, bytes]:
 def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path: Path, http: httpx.Client) -> None:
     """If the disk is nearly full, terms of both versions and openings are 503 with Retry-After."""
     payer = Payer()
-    with System(tmp_path, sections={"store": "reserve_mb = 1000000000"}) as system:
+    with System(tmp_path, sections={"store": "reserve_mb = 1048576"}) as system:
         v1 = f"{system.url}/v1/fundingInfo?client_pubkey={payer.public_key.hex()}&exp_time={payer.expiry}"
         answers = [
             _info(system, payer.expiry, payer.public_key.hex()),

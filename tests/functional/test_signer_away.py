@@ -208,7 +208,7 @@ def test_server_is_started_before_its_signer(tmp_path: Path, deployment: tuple[S
 def test_fault_63_health_alarms_about_a_problem_of_the_signer(tmp_path: Path) -> None:
     """A problem that the signer reports is an alarm of the server; settling continues, new channels get 503."""
     system = System(tmp_path)
-    system.signer_file.write_text(system.signer_file.read_text() + "[disk]\nreserve_mb = 1000000000\n")
+    system.signer_file.write_text(system.signer_file.read_text() + "[disk]\nreserve_mb = 1048576\n")
     with system:
         alarms = system.manage("GET", "/health").json()["alarms"]
         answer = httpx.get(f"{system.url}/v1/fundingInfo", params=unknown(), timeout=30, verify=False)
