@@ -102,7 +102,7 @@ def test_fault_77_health_has_reasons_for_the_operator_alone(tmp_path: Path) -> N
             health = answer.json()
 
             assert (answer.status_code, health["signer"], health["frozen"]) == (503, "absent", ["chain_unavailable"])
-            assert {"kind": "unsigned"} in health["alarms"]
+            assert {"kind": "unsigned", "critical": True} in health["alarms"]
             for inside in (str(tmp_path), str(customer.outpoint), "127.0.0.1", "Errno", "minutes", "can't"):
                 assert inside not in answer.text
 

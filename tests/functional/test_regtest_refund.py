@@ -96,7 +96,7 @@ def test_threat_6_a_refund_confirmed_first_is_a_reported_loss(market_place: Mark
     assert customer.record["spent_by"] == txid
     wait_for(
         lambda: (
-            str({"kind": "lost", "text": f"funding output was spent by {txid}", "channel": str(customer.outpoint)})
+            str({"kind": "lost", "text": f"funding output was spent by {txid}", "channel": str(customer.outpoint)})[:-1]
             in alarms(system)
         ),
         "alarm",
