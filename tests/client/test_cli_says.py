@@ -115,7 +115,7 @@ def test_fault_45_a_drain_keeps_the_limit_and_needs_a_yes() -> None:
             assert "--yes" in refused.output
         refused = run_command("pay", name, "--drain", "--yes", "--limit", left - 1)
         assert refused.exit_code == 1
-        assert f"{left} sat is above your own limit" in refused.stderr
+        assert f"{left:,} sat is above your own limit" in refused.stderr
         assert liar.received_sat == OPEN_PRICE_SAT
 
         assert run_json("pay", name, "--drain", "--yes", "--limit", left)["left_sat"] == 0
@@ -264,7 +264,7 @@ def test_fault_59_a_channel_of_debug_mode_is_forgotten_at_any_time(system: Syste
         (lambda channel: structs.replace(channel.record), "the server does not say whether coins came"),
         (
             lambda channel: structs.replace(channel.record, funding_outpoint="ab" * 32 + ":0", funding_sat=50_000),
-            "50000 sat in",
+            "50,000 sat in",
         ),
         (lambda channel: structs.replace(channel.record, state=State.CLOSED), "server's claim"),
         (lambda channel: structs.replace(channel.record, state=State.REFUNDED, end_seen=True), "own key"),
