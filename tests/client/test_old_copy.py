@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,16 @@ from paychan.client import (
     InsufficientFunds,
     Payer,
     PaymentRefused,
+    ServerMisbehaved,
     State,
 )
 from paychan.client.record import ChannelRecord
+from paychan.client.transport.answers import check_result
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
 from tests.client.conftest import DRAINS, IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
+from tests.lib.customer import wait_for
 from tests.lib.system import System
 
 ELSEWHERE_SAT = 500
@@ -223,12 +229,57 @@ def test_fault_50_paying_from_an_old_copy_of_a_closed_channel_is_refused(copied:
     assert older.record.state is State.CLOSED
 
 
+@SPOKEN
+@pytest.mark.parametrize("way", ["status", "close", "pay, then close", "pay, then status"])
+def test_fault_50_an_old_copy_of_a_closed_channel_knows_its_change(
+    copied: Copied, version: int, dialect: Dialect, way: str
+) -> None:
+    """Whichever command asks first: the change is that of the settlement, not what the old copy had left."""
+    newer, older = copied(version, dialect)
+    settled = newer.close()
+    for step in way.split(", then "):
+        if step == "pay":
+            with pytest.raises(ChannelGone):
+                older.pay(20)
+        elif step == "status":
+            older.status()
+    again = older.close()
+
+    assert (again.settlement_txid, again.change_sat) == (settled.settlement_txid, settled.change_sat)
+    assert (older.record.state, older.left_sat) == (State.CLOSED, newer.left_sat)
+    assert older.record.offered_fee_sat == 0
+
+
+def test_fault_50_an_old_copy_of_a_channel_that_the_server_closed(copied: Copied, system: System) -> None:
+    """The operator closed the channel: the settlement holds the payer's signature over the newest change."""
+    newer, older = copied()
+    assert (
+        system.manage("POST", f"/channels/{newer.record.funding_outpoint.replace(':', '/')}/close").status_code == 200
+    )
+
+    wait_for(lambda: older.status().state is State.CLOSED, "closed")
+
+    assert older.left_sat == newer.left_sat
+
+
 async def test_fault_50_asyncio_takes_over_too(copied: Copied, tmp_path: Path) -> None:
     newer, older = copied()
     older.release()
     async with AsyncPayer(wallet=tmp_path / "old") as payer:
         channel = payer.channel(newer.name)
         assert (await channel.pay(20)).total_paid_sat == newer.paid_sat + 20
+
+
+@pytest.mark.parametrize(("value", "error"), [(5, CountedLess), (10**13, ServerMisbehaved), (100, None)])
+def test_a_wide_range_of_values_is_compared_at_once(value: int, error: type[Exception] | None) -> None:
+    """The values that may have been received are a range of up to all the coins of a channel; no step counts through."""
+    result = PaymentResult(ChannelStatus.OPEN, Sat(7), Sat(value), None)
+    compared = partial(check_result, result, ChannelStatus.OPEN, {7}, range(10, 10**13), 10**13 - 1)
+    if error is None:
+        compared()
+    else:
+        with pytest.raises(error):
+            compared()
 
 
 # --- a server that lies ---------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from paychan.client.errors import (
     FeeTooHigh,
     InsufficientFunds,
     PaymentPending,
+    Refused,
     TermsUnacceptable,
+    Unreachable,
     WouldLeaveDust,
     WrongState,
 )
@@ -18,7 +20,7 @@ from paychan.client.flows.settlement import read_settlement
 from paychan.client.flows.verdict import gone_record, holds_pending, result_of
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport import routes
-from paychan.client.transport.answers import check_result, refusal, settlement_txid
+from paychan.client.transport.answers import check_result, read_result, refusal, settlement_txid
 from paychan.client.transport.effects import Flow, Patience, Request, Response, Save, is_busy
 from paychan.protocol.address import decode_address
 from paychan.protocol.types import Sat
@@ -75,7 +77,7 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     record = seen.record
     if (gone := gone_record(record, seen.response)) is not None:
         yield Save(gone)
-        return gone
+        return (yield from _with_settlement(gone, patience))
     waits = isinstance(refusal(seen.response), PaymentPending) and record.unacknowledged
     booked = holds_pending(record, seen.response)
     if not booked and not waits:
@@ -124,7 +126,7 @@ def close(
     if record.version == 1 and (fee_sat or change_address):
         raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
     if record.state is State.CLOSED:
-        return settled(record, before=True)
+        return settled((yield from _with_settlement(record, patience)), before=True)
     if record.state in (State.NEW, State.REFUNDED):
         raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
     if record.closing_sat is None:
@@ -163,6 +165,28 @@ def close(
     )
     yield Save(record)
     return settled(record)
+
+
+def _with_settlement(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
+    """Ask for the settlement of a channel that the payer did not close from this wallet; take over change and fee.
+
+    Another copy of the wallet may have paid more, or closed to another address. Without an answer, nothing changes.
+
+    Raises:
+        ServerMisbehaved: the settlement pays less change than any payment that this key signed.
+    """
+    if record.state is not State.CLOSED or record.closing_sat is not None or record.end_seen:
+        return record
+    try:
+        seen = yield from ask_channel(_replace(record, closing_sat=record.agreed_sat), _last, patience)
+    except (Refused, Unreachable):
+        return record
+    if seen.response.status not in (200, 202):
+        return record
+    there, paid = read_settlement(seen.record, read_result(seen.response))
+    there = _replace(there, paid_fee_sat=paid)
+    yield Save(there)
+    return there
 
 
 def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[tuple[ChannelRecord, Response]]:

@@ -194,7 +194,9 @@ def transfer(
     if seen.taken_over_sat:
         paid, received = Sat(0), {0}
     result = yield from result_of(record, seen.response)
-    record, receipt = yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid)
+    if seen.repeated and 0 not in received:
+        received = {*received, 0}
+    record, receipt = yield from _acknowledge(record, result, received, paid)
     return record, _replace(receipt, reopened=seen.reopened, taken_over_sat=seen.taken_over_sat)
 
 

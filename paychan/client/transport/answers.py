@@ -94,9 +94,10 @@ def check_result(
         raise ServerMisbehaved(what="channel_status", got=result.channel_status.value, want=status.value)
     if result.channel_value_left not in left:
         raise ServerMisbehaved(what="channel_value_left", got=result.channel_value_left, want=_either(left))
-    if 0 <= result.value_received < min(received):
+    least, most = (received[0], received[-1]) if isinstance(received, range) else (min(received), max(received))
+    if 0 <= result.value_received < least:
         raise CountedLess(what="value_received", got=result.value_received, want=_either(received))
-    if result.value_received not in received and not max(received) < result.value_received <= most_sat:
+    if result.value_received not in received and not most < result.value_received <= most_sat:
         raise ServerMisbehaved(what="value_received", got=result.value_received, want=_either(received))
 
 
