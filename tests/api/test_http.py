@@ -33,7 +33,7 @@ def _info(version: int = 1) -> str:
 
 
 @BOTH_PATHS
-@pytest.mark.parametrize("path", [_info(), _info(2), "/health"])
+@pytest.mark.parametrize("path", [_info(), _info(2), "/health"], ids=["terms v1", "terms v2", "health"])
 def test_fault_39_head_is_get_without_the_body(system: System, http: httpx.Client, path: str) -> None:
     """HEAD has status and fields of GET, with the size of its body."""
     got, head = http.get(system.url + path), http.head(system.url + path)

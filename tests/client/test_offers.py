@@ -50,7 +50,7 @@ def test_fault_24_no_address_for_fewer_hours_than_the_server_wants(payer: Payer,
     """The error gives both numbers before there is an address, also in version 1, which does not report the minimum."""
     with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours:g}, want at least 12"):
         payer.new_channel(hours=hours)
-    assert list((tmp_path / "wallet").iterdir()) == []
+    assert list((tmp_path / "wallet").glob("*.json")) == []  # there may be a seed
 
 
 @pytest.mark.parametrize("hours", ["inf", "nan"])
@@ -58,7 +58,7 @@ def test_fault_24_hours_that_are_no_number_are_refused(payer: Payer, tmp_path: P
     """Python parses both texts as floats."""
     with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours}, want a number"):
         payer.new_channel(hours=float(hours))
-    assert list((tmp_path / "wallet").iterdir()) == []
+    assert list((tmp_path / "wallet").glob("*.json")) == []  # there may be a seed
 
 
 @pytest.mark.parametrize("hours", [10, 18.5])
@@ -75,7 +75,7 @@ def test_fault_24_a_wrong_clock_makes_no_expiry(
 ) -> None:
     """An expiry computed from a clock that is a year ahead would lock the coins up for that year."""
     now = time.time() + ahead_hours * HOUR
-    monkeypatch.setattr("paychan.client.payer.time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr("paychan.client.payer_base.time", SimpleNamespace(time=lambda: now))
     with pytest.raises(TermsUnacceptable, match="clocks"):
         payer.new_channel(hours=100)
 
@@ -88,7 +88,7 @@ def test_fault_25_no_address_of_a_server_that_can_not_open(liar: Liar, tmp_path:
     assert result.exit_code == 1
     assert "initial download" in result.stderr
     assert result.stdout == ""
-    assert list((tmp_path / "wallet").iterdir()) == []
+    assert list((tmp_path / "wallet").glob("*.json")) == []  # there may be a seed
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------

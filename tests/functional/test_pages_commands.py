@@ -169,6 +169,8 @@ DEBUG: tuple[Step, ...] = (
     ".venv/bin/paychan withdraw config/live/server.toml --above 1000000",
     ".venv/bin/paychan backup create config/live/server.toml",
     ".venv/bin/paychan backup list config/live/server.toml",
+    ".venv/bin/paychan backup prune config/live/server.toml --keep 30",
+    ".venv/bin/paychan status config/live/server.toml --backup-hours 26 --json",
     ".venv/bin/paychan backup verify NEWEST.backup",
     ".venv/bin/paychan channel close NAME",
     ".venv/bin/paychan channels list config/live/server.toml --state closing",

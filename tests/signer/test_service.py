@@ -336,7 +336,10 @@ def test_start_logs_its_facts(signer: SignerProcess) -> None:
     """One line at the start has network, key mode, socket, destination, and the address of the reserve."""
     line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
 
-    assert f'network=regtest key_mode=hardened socket={signer.socket} destination="derived per channel"' in line
+    assert (
+        f'network=regtest key_mode=hardened state={signer.directory} socket={signer.socket} destination="derived per channel"'
+        in line
+    )
     reserve = hardened_keys(signer.master).reserve_key()
     assert f"reserve={encode_address(key_script(reserve.public_key), Network.REGTEST)}" in line
 
