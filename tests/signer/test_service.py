@@ -40,6 +40,7 @@ from paychan.protocol.wire.signer_messages import (
     frame_size,
 )
 from signer.keys.ring import RESERVE_PATH, KeyRing, channel_words, hardened_keys
+from tests.lib.customer import wait_for
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
 from tests.signer.messages import (
     CLIENT_KEY,
@@ -334,6 +335,7 @@ def test_signals_stop_cleanly(tmp_path: Path, number: signal.Signals) -> None:
 
 def test_start_logs_its_facts(signer: SignerProcess) -> None:
     """One line at the start has network, key mode, socket, destination, and the address of the reserve."""
+    wait_for(lambda: "signer started" in signer.log.read_text(), "the line, which follows the socket")
     line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
 
     assert (
