@@ -1,6 +1,6 @@
 """Bech32 and Bech32m, the text forms of witness programs (BIP173, BIP350).
 
-The package index has no library that is maintained, typed and decodes Bech32m alone, and the code is short.
+Written here, because scripts are the core of this project: the code is short, and the vectors of both BIPs test it.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from pathlib import Path
 from paychan.protocol.types import UnixTime
 from paychan.shared import words as mnemonic
 from paychan.shared.layout import numbered
+from paychan.shared.ownpage import own_page
 from signer.cli.options import CommandFailed, on_terminal
 from signer.cli.terminal import out, say, terminal_width
 from signer.secret.file import PrivateFileError, read_private, write_new
-from signer.secret.prompt import signals_raise
 from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
 from signer.seed.file import Seed, seed_of_hex, seed_of_words
@@ -81,7 +81,7 @@ def _hand_out(words: Sequence[str]) -> None:
 
 def _show(words: Sequence[str]) -> None:
     """Show the words in columns, on a page of the terminal that disappears afterwards."""
-    with _own_page():
+    with own_page(out):
         say(f"The backup: {len(words)} words, shown only once\n")
         for line in numbered(words, terminal_width()):
             say(line, "bold")
@@ -95,7 +95,7 @@ def _show(words: Sequence[str]) -> None:
 def _repeat(words: Sequence[str]) -> bool:
     """Ask for some of the words."""
     asked = sorted(secrets.SystemRandom().sample(range(len(words)), REPEATED))
-    with _own_page():
+    with own_page(out):
         for number in asked:
             answer = out.input(f"Word {number + 1}: ")
             if mnemonic.find(answer) != words[number]:
@@ -110,7 +110,7 @@ def _repeat(words: Sequence[str]) -> bool:
 def _type_words() -> list[str]:
     """Ask for words, one or several at a time; each is checked at once."""
     words: list[str] = []
-    with _own_page():
+    with own_page(out):
         say("Type the words of the backup, one or several at a time; four letters of each are enough.")
         say("After the last one, press Enter on an empty line.")
         while len(words) < max(mnemonic.WORD_COUNTS):
@@ -126,7 +126,7 @@ def _type_words() -> list[str]:
 
 
 def _type_hex() -> str:
-    with _own_page():
+    with own_page(out):
         return out.input("Seed, hex digits: ")
 
 
@@ -141,16 +141,3 @@ def _read(path: Path | None) -> str:
         raise PrivateFileError(msg) from None
     finally:
         wipe(content)
-
-
-@contextmanager
-def _own_page() -> Iterator[None]:
-    """Use the terminal's alternate screen: its content can't be scrolled back to."""
-    with signals_raise():
-        out.set_alt_screen(True)
-        out.clear()
-        try:
-            yield
-        finally:
-            out.clear()
-            out.set_alt_screen(False)

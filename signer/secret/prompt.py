@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FrameType
 
+from paychan.shared.ownpage import signals_raise
 from signer.secret.wiping import wiped
 
 _MAX_LINE_BYTES = 4096
@@ -24,9 +24,6 @@ _MAX_LINE_BYTES = 4096
 
 _LOCAL = 3
 """Index of the local modes in termios attributes."""
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that end the process; SIGINT raises KeyboardInterrupt anyway."""
 
 
 def read_hidden(question: str) -> bytearray:
@@ -79,22 +76,6 @@ def _without_echo(terminal: int) -> Iterator[None]:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Let signals that end the process raise SystemExit in the block, so that `finally` restores the terminal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {each: signal.getsignal(each) for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN}
-    try:
-        for number in handlers:
-            signal.signal(number, _exit)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _signals_wake() -> Iterator[int]:
     """Make the returned descriptor readable when a signal arrives, so that none waits for the next key."""
     woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -110,10 +91,6 @@ def _signals_wake() -> Iterator[int]:
     finally:
         os.close(woken)
         os.close(waking)
-
-
-def _exit(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _show(terminal: int, text: str) -> None:

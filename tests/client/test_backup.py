@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -345,6 +346,19 @@ def test_fault_50_words_are_shown_on_a_terminal_once_and_restore_the_keys(payer:
         terminal.enter("")
         terminal.read_until("not restored")
     assert Wallet(other).seed.read().words == seed.words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_fault_50_a_signal_takes_the_words_off_the_screen(payer: Payer, tmp_path: Path, number: int) -> None:
+    """A process that ends at the question of the words page leaves that page first."""
+    opened(payer)
+    with PseudoTerminal([PAYCHAN, "wallet", "words", "--wallet", tmp_path / "wallet"]) as terminal:
+        terminal.read_until("access to all keys")
+        terminal.enter("y")
+        terminal.read_until("Press Enter when")
+        assert terminal.end_by(number) == 128 + number
+        assert payer.wallet.seed.read().words[0] in terminal.text
+        assert payer.wallet.seed.read().words[0] not in terminal.text_left
 
 
 def test_words_go_to_no_pipe(payer: Payer, tmp_path: Path) -> None:

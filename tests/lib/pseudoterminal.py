@@ -63,6 +63,16 @@ class PseudoTerminal:
     def kill(self, number: int = signal.SIGTERM) -> None:
         os.kill(self._pid, number)
 
+    def end_by(self, number: int) -> int:
+        """Send a signal, again if nothing happens (see `end_by_control_c`); return the exit status."""
+        self.kill(number)
+        shown = len(self.output)
+        while self._read():
+            if len(self.output) == shown:
+                self.kill(number)
+            shown = len(self.output)
+        return self.wait()
+
     def wait(self) -> int:
         """Read to the end, and return the exit status."""
         if self.status is None:

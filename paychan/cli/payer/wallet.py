@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -29,6 +27,7 @@ from paychan.client.seed import Seed, seed_of_words
 from paychan.client.wallet import Wallet
 from paychan.protocol.types import Network
 from paychan.shared.layout import numbered
+from paychan.shared.ownpage import own_page
 from paychan.shared.words import WORD_COUNTS, WrongWords
 
 
@@ -147,7 +146,7 @@ def ask_words(path: Path | None) -> list[str]:
 
 def _type_words() -> list[str]:
     typed: list[str] = []
-    with _own_page():
+    with own_page(out):
         say("Type the words of the seed, one or several at a time; four letters of each are enough.")
         say("After the last one, press Enter on an empty line.")
         while len(typed) < max(WORD_COUNTS):
@@ -171,7 +170,7 @@ def _show_words(seed: Seed) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("the words are shown on a terminal only, and this is not one. For a script: --words-file PATH")
     typer.confirm("The words give access to all keys of this wallet. Show them now?", abort=True)
-    with _own_page():
+    with own_page(out):
         for line in numbered(seed.words, terminal_width()):
             say(line, "bold")
         say("Write them down on paper, with their numbers.")
@@ -179,15 +178,3 @@ def _show_words(seed: Seed) -> None:
     say(
         "`paychan wallet check --words` compares what you wrote. A refund needs a backup, too: `paychan wallet backup DIR`."
     )
-
-
-@contextmanager
-def _own_page() -> Iterator[None]:
-    """Use the terminal's alternate screen: its content can't be scrolled back to."""
-    out.set_alt_screen(True)
-    out.clear()
-    try:
-        yield
-    finally:
-        out.clear()
-        out.set_alt_screen(False)
