@@ -6,13 +6,15 @@ commands name the extra that installs them.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from paychan.cli.terminal import fail, out
+from paychan.cli.terminal import out, report
 from paychan.shared.encoding import prepare_output
 from paychan.shared.plainhelp import plain_unless_wide
 
@@ -38,25 +40,37 @@ class _Place(NamedTuple):
     help: str
     examples: str = ""
     """Name of the epilog in the module, for a function."""
+    needs: str = ""
+    """A package of the extra `server`, if the command can do nothing without it."""
 
 
 COMMANDS = {
-    "up": _Place("up_command", "command", "Start signer and server together, and stop both on Ctrl-C.", "EXAMPLES"),
+    "up": _Place(
+        "up_command",
+        "command",
+        "Start signer and server together, and stop both on Ctrl-C.",
+        "EXAMPLES",
+        needs="plyvel",
+    ),
     "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
     "wallet": _Place(
         "payer.wallet_commands", "app", "The payer's wallet: back it up, restore it, check it, show its words."
     ),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
-    "backup": _Place("operator.backup", "app", "Back up and restore the server's channels."),
+    "backup": _Place("operator.backup", "app", "Back up and restore the server's channels.", needs="plyvel"),
     "coins": _Place(
         "operator.coins_command", "coins", "Find the unspent coins on addresses, such as earnings.", "EXAMPLES"
     ),
     "node": _Place("node", "app", "Run a temporary regtest node for trials."),
-    "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
+    "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES", needs="plyvel"),
     "settings": _Place("settings", "settings", "Show all settings of a server, with values and meanings.", "EXAMPLES"),
     "settle": _Place(
-        "operator.settle_command", "settle", "Settle the channels of a backup with only a signer.", "EXAMPLES"
+        "operator.settle_command",
+        "settle",
+        "Settle the channels of a backup with only a signer.",
+        "EXAMPLES",
+        needs="plyvel",
     ),
     "status": _Place("operator.status", "status", "Show the channels and the health of a server.", "STATUS_EXAMPLES"),
     "withdraw": _Place(
@@ -86,13 +100,9 @@ class Commands(TyperGroup):
 
 
 def _load(name: str, place: _Place) -> Any:
-    try:
-        module = import_module(f"paychan.cli.{place.module}")
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing in OWN_PACKAGES:
-            raise
-        fail(f"{name} needs the server's packages, {missing} is missing: pip install 'paychan[server]'", status=2)
+    if place.needs and find_spec(place.needs) is None:
+        raise ModuleNotFoundError(name=place.needs)
+    module = import_module(f"paychan.cli.{place.module}")
     found = getattr(module, place.name)
     if not isinstance(found, typer.Typer):
         return _command(found, name, getattr(module, place.examples))
@@ -145,4 +155,11 @@ def _paychan(
 def main() -> None:
     """Run the command line."""
     prepare_output()
-    plain_unless_wide(typer.main.get_command(app))()
+    try:
+        plain_unless_wide(typer.main.get_command(app))()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in OWN_PACKAGES:
+            raise
+        report(f"this command needs the server's packages, {missing} is missing: pip install 'paychan[server]'")
+        sys.exit(2)

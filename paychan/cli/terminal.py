@@ -60,11 +60,16 @@ JsonOption = Annotated[
 
 def fail(message: str, status: int = 1, *, code: str = "failed") -> NoReturn:
     """End the command with one sentence that names the problem and the next step; with --json, as a JSON object."""
+    report(message, code)
+    raise typer.Exit(status)
+
+
+def report(message: str, code: str = "failed") -> None:
+    """Print the sentence of `fail`."""
     if _Mode.as_json:
         show_json({"code": code, "error": completed(message)})
-        raise typer.Exit(status)
-    err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
-    raise typer.Exit(status)
+    else:
+        err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
 
 
 def show_json(value: object) -> None:
