@@ -7,17 +7,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Protocol
 
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 """Signals that end the process, those that the platform has; SIGINT raises KeyboardInterrupt anyway."""
 
 
+class Screen(Protocol):
+    """The part of rich's `Console` that this module uses."""
+
+    def set_alt_screen(self, enable: bool = True) -> bool: ...
+
+    def clear(self, home: bool = True) -> None: ...
+
+
 @contextmanager
-def own_page(out: Console) -> Iterator[None]:
+def own_page(out: Screen) -> Iterator[None]:
     """Use the terminal's alternate screen: its content can't be scrolled back to."""
     with signals_raise():
         out.set_alt_screen(True)
