@@ -7,25 +7,38 @@ which no key leads to: they are in the channel's record, and so in the backup.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
-from paychan.client.errors import BackupExists, BackupNotWritten, DamagedFile, LaterFile, NoBackup, NoSeed, WalletError
+from paychan.client.errors import (
+    BackupExists,
+    BackupNotWritten,
+    DamagedBackup,
+    DamagedFile,
+    LaterFile,
+    NoBackup,
+    NoSeed,
+    NotABackup,
+    WalletError,
+)
 from paychan.client.files import write_private
 from paychan.client.record import ChannelRecord, State, check_record
 from paychan.client.seed import SKIPPED_BY_RESTORE, Seed
-from paychan.client.wallet import ChannelFile, Wallet
+from paychan.client.wallet import FORGOTTEN, ChannelFile, Wallet
 from paychan.protocol.errors import PaychanError
 
 _replace = msgspec.structs.replace
 
 SUFFIX = ".wallet"
-"""End of a backup's name."""
+"""End of the name that a backup gets in a directory."""
+
+_HEAD_BYTES = 300
+"""Beginning of a file that tells a backup from other files: its first fields stand there."""
 
 _LIFE = list(State)
 """States in the order of a channel's life."""
@@ -41,6 +54,14 @@ class Backup(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     channels: tuple[ChannelRecord, ...]
     sha256: str = ""
     """Hash of the JSON of all other fields: a changed digit of the seed would go unseen without it."""
+
+
+class Chosen(Struct, frozen=True):
+    """A backup that was read, and the files beside it that may be newer backups but can't be read."""
+
+    path: Path
+    backup: Backup
+    skipped: Mapping[Path, WalletError] = field(default_factory=dict)
 
 
 class Restored(Struct, frozen=True):
@@ -92,37 +113,50 @@ def write_backup(backup: Backup, path: Path) -> None:
         raise BackupNotWritten(path=path, reason=error.strerror or error) from None
 
 
-def newest_backup(path: Path) -> Path:
-    """Return a path that is no directory, or the newest backup in a directory.
+def newest_backup(path: Path) -> Chosen:
+    """Read a file, or the newest backup in a directory: files are known by their content, whatever their names.
 
     Raises:
-        NoBackup: the directory has none.
-        DamagedFile, LaterFile: none of them can be read.
+        NoBackup: the directory has none; or as `read_backup`, if none of them can be read.
     """
     if not path.is_dir():
-        return path
-    ages: list[tuple[int, Path]] = []
-    problem: WalletError = NoBackup(path=path, reason=f"no file in this directory has a name that ends in {SUFFIX}")
-    for each in path.glob(f"*{SUFFIX}"):
+        return Chosen(path, read_backup(path))
+    found: list[Chosen] = []
+    skipped: dict[Path, WalletError] = {}
+    try:
+        candidates = sorted(each for each in path.iterdir() if each.is_file())
+    except OSError as error:
+        raise NoBackup(path=path, reason=error.strerror or error) from None
+    for each in candidates:
         try:
-            ages.append((read_backup(each).created_at, each))
+            found.append(Chosen(each, read_backup(each)))
+        except NotABackup as error:
+            if each.suffix == SUFFIX:
+                skipped[each] = error
         except WalletError as error:
-            problem = error
-    if not ages:
-        raise problem
-    return max(ages)[1]
+            skipped[each] = error
+    if not found:
+        reason = "no file in this directory is a backup of a wallet"
+        raise next(iter(skipped.values()), NoBackup(path=path, reason=reason))
+    newest = max(found, key=lambda each: (each.backup.created_at, each.path))
+    return Chosen(newest.path, newest.backup, skipped)
 
 
 def read_backup(path: Path) -> Backup:
     """Read a backup.
 
     Raises:
-        DamagedFile: not a backup, or changed since it was written.
+        NotABackup: another kind of file.
+        DamagedBackup: changed since it was written.
         LaterFile: of a later version.
         NoBackup: the system refuses to read it.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+            if not (b'"created_at"' in head and b'"seed"' in head and head.lstrip().startswith(b"{")):
+                raise NotABackup(path=path)
+            raw = head + file.read()
     except OSError as error:
         raise NoBackup(path=path, reason=error.strerror or error) from None
     try:
@@ -131,9 +165,9 @@ def read_backup(path: Path) -> Backup:
             check_record(record)
     except (msgspec.MsgspecError, PaychanError, ValueError, RecursionError) as error:
         later = "unknown field" in str(error) or str(error).endswith("at `$.format`")
-        raise (LaterFile if later else DamagedFile)(path=path, reason=error) from None
+        raise (LaterFile if later else DamagedBackup)(path=path, reason=error) from None
     if _sealed(backup) != backup:
-        raise DamagedFile(path=path, reason="its checksum is wrong")
+        raise DamagedBackup(path=path, reason="its checksum is wrong")
     return backup
 
 
@@ -167,7 +201,7 @@ def restore_seed(wallet: Wallet, seed: Seed) -> None:
 
 
 def check(wallet: Wallet, backup: Backup | None = None) -> list[Finding]:
-    """Look for problems: files that can't be read, keys that the words don't give, and what a backup lacks."""
+    """Look for problems: files that can't be read, keys that the words don't give, and differences from a backup."""
     records, problems = wallet.read_all()
     found = [Finding(name, str(error)) for name, error in problems.items()]
     try:
@@ -177,10 +211,11 @@ def check(wallet: Wallet, backup: Backup | None = None) -> list[Finding]:
         seed = None
     except WalletError as error:
         found.append(Finding("", str(error)))
-        return found
+        seed = None
     found += [Finding(record.name, text) for record in records if (text := _key_problem(record, seed))]
     if backup is not None:
-        found += _missing(records, seed, backup)
+        found += _differences(records, seed, backup)
+        found += _only_saved(wallet, [*records, *_forgotten(wallet)], problems, backup)
     return found
 
 
@@ -202,7 +237,7 @@ def _key_problem(record: ChannelRecord, seed: Seed | None) -> str:
     return "" if derived == record.private_key else "its key is not that of this wallet's words"
 
 
-def _missing(records: Sequence[ChannelRecord], seed: Seed | None, backup: Backup) -> list[Finding]:
+def _differences(records: Sequence[ChannelRecord], seed: Seed | None, backup: Backup) -> list[Finding]:
     found = []
     if seed is not None and (backup.seed is None or backup.seed.entropy != seed.entropy):
         found.append(Finding("", "the backup has another seed, or none"))
@@ -210,11 +245,33 @@ def _missing(records: Sequence[ChannelRecord], seed: Seed | None, backup: Backup
     for record in records:
         old = saved.get(_identity(record))
         if old is None:
-            found.append(Finding(record.name, "the backup lacks it"))
+            found.append(Finding(record.name, "in the wallet, not in the backup"))
         elif _newer(record, old):
             paid = record.paid_sat - old.paid_sat
             found.append(Finding(record.name, f"the backup is older: {paid} sat were paid since, or its state changed"))
+        elif _newer(old, record):
+            found.append(
+                Finding(record.name, "the wallet is older than the backup, which knows a later payment or state")
+            )
     return found
+
+
+def _only_saved(
+    wallet: Wallet, records: Sequence[ChannelRecord], problems: Mapping[str, WalletError], backup: Backup
+) -> list[Finding]:
+    """Find what only the backup has; a channel whose file can't be read is a finding already."""
+    there = {_identity(record) for record in records}
+    lost = [each for each in backup.channels if _identity(each) not in there and each.name not in problems]
+    found = [Finding(each.name, "in the backup, not in the wallet") for each in lost]
+    if backup.seed is not None and not wallet.seed.path.exists():
+        found.append(Finding("", "the seed is in the backup, not in the wallet"))
+    return found
+
+
+def _forgotten(wallet: Wallet) -> list[ChannelRecord]:
+    """Read the channels that the payer took off the list."""
+    place = wallet.directory / FORGOTTEN
+    return Wallet(place).read_all()[0] if place.is_dir() else []
 
 
 def _restore_channel(wallet: Wallet, record: ChannelRecord) -> tuple[str, str]:

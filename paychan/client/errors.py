@@ -244,6 +244,14 @@ class NoBackup(WalletError):
     code, text = "no_backup", "there is no backup to read at {path}: {reason}"
 
 
+class NotABackup(NoBackup):
+    code, text = "not_a_backup", "{path} is not a backup of a wallet"
+
+
+class DamagedBackup(DamagedFile):
+    code = "damaged_backup"
+
+
 class BackupNotWritten(WalletError):
     code, text = "backup_not_written", "{path} can't be written: {reason}"
 

@@ -36,6 +36,7 @@ from paychan.client.backup import (
     without_words,
     write_backup,
 )
+from paychan.client.errors import NotABackup
 from paychan.client.seed import SKIPPED_BY_RESTORE, seed_of_words
 from paychan.client.wallet import Wallet
 from paychan.protocol.keytree import payer_descriptor
@@ -220,8 +221,8 @@ def changed(text: str, field: str) -> str:
     ("damage", "error"),
     [
         (lambda text: text[: len(text) // 2], DamagedFile),
-        (lambda _: "", DamagedFile),
-        (lambda _: "[]", DamagedFile),
+        (lambda _: "", NotABackup),
+        (lambda _: "[]", NotABackup),
         (lambda text: changed(text, "entropy"), DamagedFile),
         (lambda text: changed(text, "private_key"), DamagedFile),
         (lambda text: changed(text, "secret"), DamagedFile),
@@ -251,7 +252,7 @@ def test_the_newest_of_several_backups_is_taken(payer: Payer, tmp_path: Path) ->
         write_backup(take_backup(Wallet(tmp_path / name), older.created_at)[0], tmp_path / f"{name}.wallet")
     (tmp_path / "y.wallet").write_text("{")
 
-    assert newest_backup(tmp_path) == tmp_path / "a.wallet"
+    assert newest_backup(tmp_path).path == tmp_path / "a.wallet"
     with pytest.raises(NoBackup):
         newest_backup(tmp_path / "wallet")
 
@@ -275,7 +276,7 @@ def test_a_check_names_what_is_wrong(payer: Payer, tmp_path: Path) -> None:
 
     assert set(found) == {paid.name, later.name, broken.name, other.name}
     assert "5 sat" in found[paid.name]
-    assert "lacks it" in found[later.name]
+    assert "not in the backup" in found[later.name]
     assert "can't be trusted" in found[broken.name]
     assert "not that of this wallet's words" in found[other.name]
     (directory / "wallet.seed").unlink()
@@ -307,6 +308,8 @@ def test_fault_50_the_commands_lose_and_restore_a_wallet(payer: Payer, tmp_path:
         "problems": [],
         "without_words": [],
         "channels": 1,
+        "backup": str(path),
+        "skipped": [],
     }
     assert "exists already" in run("backup", path, wallet=wallet, status=1)
     assert "give either" in run("restore", wallet=wallet, status=1)

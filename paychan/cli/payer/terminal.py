@@ -22,6 +22,7 @@ from paychan.client import (
     ChannelRecord,
     ChannelUnknown,
     ClientError,
+    DamagedBackup,
     DamagedFile,
     FeeTooHigh,
     FundingDiffers,
@@ -83,6 +84,7 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     AmbiguousName: "Give more of its characters.",
     NoSuchChannel: "`paychan channel list` shows the names.",
     ChannelInUse: "Wait until the other command ends.",
+    DamagedBackup: "Use another backup, and keep this file: it may hold the only copy of a key.",
     DamagedFile: (
         "Restore a copy of this file (`paychan wallet restore BACKUP`): it holds a key, so don't delete it. "
         "Other channels are not affected."

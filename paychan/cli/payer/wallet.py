@@ -8,15 +8,15 @@ from pathlib import Path
 
 import typer
 
-from paychan.cli.payer.terminal import problem_facts
+from paychan.cli.payer.terminal import Facts, problem, problem_facts
 from paychan.cli.terminal import command, fail, out, say, show_facts, show_json, terminal_width, warn, whole
 from paychan.client.backup import (
     SUFFIX,
+    Chosen,
     Finding,
     Restored,
     check,
     newest_backup,
-    read_backup,
     restore,
     restore_seed,
     take_backup,
@@ -28,6 +28,7 @@ from paychan.client.wallet import Wallet
 from paychan.protocol.types import Network
 from paychan.shared.layout import numbered
 from paychan.shared.ownpage import own_page
+from paychan.shared.wording import moment
 from paychan.shared.words import WORD_COUNTS, WrongWords
 
 
@@ -52,9 +53,9 @@ def back_up(directory: Path | None, to: Path, as_json: bool) -> None:
 
 def restore_file(directory: Path | None, source: Path, as_json: bool) -> None:
     """Restore a backup: a file, or the newest in a directory."""
-    path = newest_backup(source.expanduser())
-    saved, wallet = read_backup(path), Wallet(directory)
-    _show_restored(path, wallet, restore(wallet, saved), as_json)
+    chosen, wallet = newest_backup(source.expanduser()), Wallet(directory)
+    _warn_of_skipped(chosen, as_json)
+    _show_restored(chosen, wallet, restore(wallet, chosen.backup), as_json)
 
 
 def restore_words(directory: Path | None, words_file: Path | None, as_json: bool) -> None:
@@ -75,15 +76,20 @@ def restore_words(directory: Path | None, words_file: Path | None, as_json: bool
 def check_wallet(directory: Path | None, source: Path | None, words: list[str] | None, as_json: bool) -> None:
     """Show problems of a wallet; end with status 1 if there are any."""
     wallet = Wallet(directory)
-    saved = None if source is None else read_backup(newest_backup(source.expanduser()))
-    found = check(wallet, saved)
+    chosen = None if source is None else newest_backup(source.expanduser())
+    if chosen is not None:
+        _warn_of_skipped(chosen, as_json)
+    found = check(wallet, None if chosen is None else chosen.backup)
     if words is not None and wallet.seed.read().entropy != seed_of_words(words).entropy:
         found.append(Finding("", "these are not the words of this wallet's seed"))
     random = without_words(wallet.read_all()[0])
     if as_json:
         problems = [{"name": each.name, "error": each.text} for each in found]
-        show_json({"problems": problems, "without_words": random, "channels": len(wallet.names())})
+        shown = {"problems": problems, "without_words": random, "channels": len(wallet.names())}
+        show_json(shown | ({} if chosen is None else {"backup": str(chosen.path), "skipped": _skipped(chosen)}))
     else:
+        if chosen is not None:
+            say(f"Compared with {chosen.path}, written at {moment(chosen.backup.created_at)}.")
         for each in found:
             warn(f"{each.name or 'wallet'}  {each.text}")
         if random:
@@ -111,15 +117,26 @@ def show_descriptor(directory: Path | None, network: str) -> None:
     out.print(Wallet(directory).seed.read().descriptor(Network(network)), markup=False, soft_wrap=True)
 
 
-def _show_restored(path: Path, wallet: Wallet, done: Restored, as_json: bool) -> None:
+def _skipped(chosen: Chosen) -> list[Facts]:
+    return [{"file": str(path), **problem(error)} for path, error in chosen.skipped.items()]
+
+
+def _warn_of_skipped(chosen: Chosen, as_json: bool) -> None:
+    """Name the files that may be newer backups, and can't be read."""
+    if not as_json:
+        for error in chosen.skipped.values():
+            warn(f"skipped: {error}.")
+
+
+def _show_restored(chosen: Chosen, wallet: Wallet, done: Restored, as_json: bool) -> None:
     if as_json:
         names = {"written": done.written, "kept": done.kept, "replaced": done.replaced}
-        show_json({"file": str(path), "directory": str(wallet.directory), **names})
+        show_json({"file": str(chosen.path), "directory": str(wallet.directory), **names, "skipped": _skipped(chosen)})
         return
     first = next(iter((*done.written, *done.replaced, *done.kept)), "")
     show_facts(
         f"Wallet {wallet.directory}",
-        ("From", whole(path)),
+        ("From", whole(chosen.path)),
         ("Restored", ", ".join(done.written)),
         ("Replaced", ", ".join(done.replaced)),
         ("As new", ", ".join(done.kept)),
