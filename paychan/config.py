@@ -163,12 +163,14 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Callback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, setting('application that approves every payment; "": none', "URL")] = ""
-    timeout_seconds: Annotated[float, setting("longest wait for the application's answer", "seconds", gt=0)] = 5.0
+    timeout_seconds: Annotated[float, setting("longest wait for the application's answer", "seconds", gt=0, le=10)] = (
+        5.0
+    )
     unanswered: Annotated[Literal["settle", "drop"], setting("what settling does with an unanswered payment")] = (
         "settle"
     )
     events: Annotated[bool, setting("tell about openings, closings, settlements and losses, too")] = True
-    alarm_minutes: Annotated[int, setting("alarm after this time without a valid answer", "min", ge=0)] = 10
+    alarm_minutes: Annotated[int, setting("alarm after this time without an answer to messages", "min", ge=0)] = 10
     key_file: Annotated[
         str, setting('keys that sign the requests; "": callback.key in the state directory', "path")
     ] = ""

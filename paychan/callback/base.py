@@ -27,7 +27,7 @@ class Verdict(Struct, frozen=True):
 
 
 class Silence(Struct, frozen=True):
-    """The application has given no valid answer since this Unix time, and the reason of the last failure."""
+    """No valid answer since this Unix time, and the reason of the last failure."""
 
     since: UnixTime
     reason: str
@@ -58,7 +58,11 @@ class Application(Protocol):
 
     @property
     def silence(self) -> Silence | None:
-        """Since when questions, or messages, get no valid answer; None if the last one of each kind got one."""
+        """Since when questions get no valid answer; None if the last one got one."""
+
+    @property
+    def silence_to_messages(self) -> Silence | None:
+        """Since when messages are not acknowledged; None if the last one was."""
 
     async def close(self) -> None:
         """Close the connections."""

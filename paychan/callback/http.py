@@ -48,7 +48,11 @@ class HttpApplication:
 
     @property
     def silence(self) -> Silence | None:
-        return min(self._silences.values(), key=lambda each: each.since, default=None)
+        return self._silences.get(_QUESTIONS)
+
+    @property
+    def silence_to_messages(self) -> Silence | None:
+        return self._silences.get(_MESSAGES)
 
     async def ask(self, channel: Channel) -> Verdict:
         content = question(channel, self._network)

@@ -116,8 +116,10 @@ class Outbox:
     async def _deliver_all(self) -> None:
         """Try every waiting message, first those behind the one that met silence: it may be its own fault."""
         failed, self._failed = self._failed, None
-        if failed is None or await self._deliver_from(failed.key, failed.outpoint):
-            await self._deliver_from(b"")
+        if failed is not None and not await self._deliver_from(failed.key, failed.outpoint):
+            return
+        if await self._deliver_from(b""):
+            self._silent = None
 
     async def _deliver_from(self, after: bytes, left_out: OutPoint | None = None) -> bool:
         """Try the messages behind a key; return false when the application is silent."""
@@ -131,7 +133,6 @@ class Outbox:
                 if self._task is not None:
                     self._task.succeeded()
             after = page[-1].key
-        self._silent = None
         return True
 
     async def _deliver(self, message: Message) -> None:
@@ -141,12 +142,17 @@ class Outbox:
             await self._receiver.tell(name, message.body)
         except ApplicationSilent as error:
             if isinstance(error, MessageRefused) and len(self._refused) < _MOST_PAUSED:
-                self._refused[message.outpoint] = _longer(self._refused.get(message.outpoint), str(error))
+                before = self._refused.get(message.outpoint)
+                pause = self._refused[message.outpoint] = _longer(before, str(error))
             else:
-                self._silent, self._failed = _longer(self._silent, str(error)), message
-            log.warning("a message was not delivered", message=name, reason=str(error))
+                before = self._silent
+                pause = self._silent = _longer(before, str(error))
+                self._failed = message
+            if before is None or pause.seconds > before.seconds:  # the longest pause is logged once
+                log.warning("a message was not delivered", message=name, reason=str(error), pause_seconds=pause.seconds)
         else:
             self._refused.pop(message.outpoint, None)
+            self._silent = None
             await self._store.delivered(message.key)
 
 

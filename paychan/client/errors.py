@@ -26,6 +26,8 @@ class ClientError(Exception):
 
     code: str = ""
     text: ClassVar[str] = ""
+    earlier_state: ClassVar[str] = "has no answer yet"
+    """State of an earlier payment that had to be finished first and met this failure."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(self.text.format(**fields))
@@ -33,10 +35,11 @@ class ClientError(Exception):
 
     def concerns_earlier(self, pending_sat: int) -> None:
         """Say in text and fields that this is about an earlier payment, which had to be finished before a new one."""
-        self.args = (
-            f"nothing new was paid, because the earlier payment of {pending_sat} sat has no answer yet: {self}",
-        )
+        self.args = (self._about_earlier(pending_sat),)
         self.fields = {**self.fields, "earlier_sat": pending_sat}
+
+    def _about_earlier(self, pending_sat: int) -> str:
+        return f"nothing new was paid, because the earlier payment of {pending_sat} sat {self.earlier_state}: {self}"
 
 
 # --- the server refused ---------------------------------------------------------------------------------------------
@@ -46,6 +49,7 @@ class Refused(ClientError):
     """A refusal: `code` is the server's stable code ("" without one), `fields` its numbers, `reason` its text."""
 
     text = "server refused with status {status}: {reason}"
+    earlier_state = "was refused"
 
     def __init__(self, status: int, code: str, reason: str, fields: dict[str, Any]) -> None:
         super().__init__(status=status, reason=reason)
@@ -53,7 +57,11 @@ class Refused(ClientError):
 
 
 class PaymentRefused(Refused):
-    pass
+    def _about_earlier(self, pending_sat: int) -> str:
+        by_application = self.code == "application_error"
+        refused_by = "application behind the server" if by_application else "server"
+        text = f"the {refused_by} refused the earlier payment of {pending_sat} sat, and the new payment was not sent: {self}"
+        return f"{text}. It can be sent now, if it is at least {pending_sat} sat" if by_application else text
 
 
 class ChannelUnknown(Refused):
@@ -69,7 +77,7 @@ class ChannelGone(Refused):
 
 
 class ServerFailed(Refused):
-    pass
+    earlier_state = "has no answer yet"
 
 
 class ChannelMoving(ServerFailed):

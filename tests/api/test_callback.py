@@ -26,7 +26,7 @@ from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
 
 FUNDING_SAT = 12_345_678_900_000
-SHORT_SECONDS, LONG_SECONDS = 1.5, 30.0
+SHORT_SECONDS, LONG_SECONDS = 1.5, 10.0
 """Time-outs of the server: for tests in which the application's answer is missing, and for all others."""
 
 GIVES_UP = pytest.mark.parametrize("running", [SHORT_SECONDS], indirect=True, ids=["gives up"])

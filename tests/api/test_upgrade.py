@@ -146,7 +146,7 @@ def test_fault_82_a_stream_that_begins_during_the_stop_is_told(tmp_path: Path, h
 
     with Application() as application:
         sections = {
-            "callback": f'url = "{application.url}"\ntimeout_seconds = 20',
+            "callback": f'url = "{application.url}"\ntimeout_seconds = 10',
             "http": f"fast_lane = {str(fast).lower()}",
         }
         with System(tmp_path, sections=sections) as system:

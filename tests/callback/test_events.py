@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from tests.lib.application import Application, Question, Reply
+from tests.lib.application import Application, Question, Reply, yes
 from tests.lib.rbpcp import V1, V2, Payer
+from tests.lib.readme import ROOT
 from tests.lib.system import System
 
 FUNDING_SAT = 12_345_678_900_000
@@ -225,3 +230,66 @@ def test_after_a_restore_all_channels_that_can_still_change_are_told_again(
     until(lambda: told(application.events, first) == ["opened", "settled"])
     until(lambda: told(application.events, second) == ["opened"])
     assert all(each.body["restored"] for each in application.events)
+
+
+def test_an_application_that_gives_no_answer_is_asked_less_and_less_often(
+    application: Application, system: System, http: httpx.Client
+) -> None:
+    """The pause doubles also when there is no HTTP answer and only one message waits."""
+    times: list[float] = []
+
+    def silent(_: Question) -> Reply:
+        times.append(time.monotonic())
+        return SILENT
+
+    application.answer_event = silent
+    opened(system, http)
+    until(lambda: len(times) == 4)
+    first, second, third = (after - before for before, after in itertools.pairwise(times))
+    assert first < 1.7 < second < 3.5 < third
+
+
+def test_an_unanswered_question_is_a_warning_at_once(
+    tmp_path: Path, application: Application, http: httpx.Client
+) -> None:
+    """`/health` shows it without `callback.alarm_minutes`; payments are not frozen; the next valid answer ends it."""
+    with System(tmp_path / "asking", sections={"callback": f'url = "{application.url}"'}) as system:
+        v1 = opened(system, http)
+
+        def health() -> tuple[str, list[str], list[str]]:
+            shown = system.manage("GET", "/health").json()
+            return shown["status"], [each["kind"] for each in shown["alarms"]], shown["frozen"]
+
+        assert health() == ("ok", [], [])
+        application.answer = lambda _: SERVER_ERROR
+        assert v1.pay(v1.payer.payment(150_000)).status_code == 503
+        assert health() == ("warning", ["application"], [])
+        application.answer = lambda _: yes()
+        assert v1.pay(v1.payer.payment(150_000)).status_code == 200
+        assert health() == ("ok", [], [])
+
+
+def test_the_page_shows_real_bodies(application: Application, system: System, http: httpx.Client) -> None:
+    """Question and message of the page have the keys of real ones, in their order, the numbers, and how texts begin."""
+    page = (ROOT / "paychan/callback/README.md").read_text()
+    question, event = (json.loads(body) for body in re.findall(r"(?s)```json\n(.*?)\n```", page))
+    v2 = V2(system.url, Payer(), http)
+    assert v2.open(v2.payer.payment(100_000)).status_code == 201
+    payment = v2.body(v2.payer.payment(150_000), "two coffees")
+    assert http.put(v2.resource(), content=payment).status_code == 200
+    assert v2.close(v2.payer.payment(151_000)).is_success
+    until(lambda: told(application.events, v2)[-1:] == ["settled"])
+    assert shape(json.loads(application.questions[0].raw)) == shape(question)
+    assert [*json.loads(application.events[-1].raw)] == [*event]
+
+
+def shape(value: Any, key: str = "") -> Any:
+    """Keys in order, numbers and words; of the random texts the first byte where the format fixes it."""
+    if isinstance(value, dict):
+        return [(name, shape(each, name)) for name, each in value.items()]
+    if key in ("redeem_script", "signature_data"):
+        return value[:2]
+    return "" if key in RANDOM else value
+
+
+RANDOM = {"client_pubkey", "funding_txid", "funding_vout", "change_address", "channel_id", "idempotency_key"}

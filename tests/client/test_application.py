@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from paychan.client import Channel, Patience, Payer, PaymentPending, PaymentRefused, Refused, State, WouldTakeBack
+from tests.lib.application import Application as StandIn
+from tests.lib.application import Question, Reply, yes
 from tests.lib.system import System
 
 HASTY = Patience(attempts=1)
+LIMIT_SECONDS = 1.0 + 5.0 + 0.5
+"""Time limit that ends during the second request: the first is answered after 1 s, with a Retry-After of 5 s."""
 
 
 class Application:
@@ -188,7 +192,38 @@ def test_fault_49_a_no_to_the_earlier_payment_is_told_and_nothing_new_is_paid(
         channel.pay(10)
     application.answer = {"resp_app_error": "sold out"}
 
-    with pytest.raises(PaymentRefused, match=r"earlier payment of 10 sat.*sold out"):
+    with pytest.raises(PaymentRefused, match=r"earlier payment of 10 sat.*sold out") as caught:
         channel.pay(20)
 
     assert 20 not in application.asked_sat
+    assert "no answer" not in str(caught.value)
+    assert "refused the earlier payment" in str(caught.value)
+    assert str(caught.value).endswith("It can be sent now, if it is at least 10 sat")
+    application.answer = {"resp_app_data": "", "resp_app_error": None}
+    assert channel.pay(20).paid_sat == 20
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_application_that_hangs_is_a_pending_payment_at_the_time_limit(tmp_path: Path, version: int) -> None:
+    """The limit ends while a repeated request waits: the answer before it counts, and says that the payment is kept."""
+    over = threading.Event()
+
+    def hang(_: Question) -> Reply:
+        over.wait(30)
+        return yes()
+
+    with StandIn() as hanging:
+        settings = f'[callback]\nurl = "{hanging.url}"\ntimeout_seconds = 1.0\n'
+        with (
+            System(tmp_path / "system", extra=settings) as system,
+            Payer(system.url, wallet=tmp_path / "wallet", version=version, time_limit_seconds=LIMIT_SECONDS) as payer,
+        ):
+            channel = payer.new_channel(hours=100)
+            channel.fund_debug()
+            channel.open()
+            hanging.answer = hang
+            with pytest.raises(PaymentPending):
+                channel.pay(100)
+            assert len(hanging.questions) > 1
+            over.set()
+            assert channel.resume().paid_sat == 100

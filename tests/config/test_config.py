@@ -108,6 +108,7 @@ def test_state_stays_apart_by_network(network: str) -> None:
             "the path of its .cookie",
         ),
         (SERVER + "[settlement]\nfee_sat_per_vb = 300\n", "settlement.fee_sat_per_vb", "more than settlement.max_fee"),
+        (SERVER + "[callback]\ntimeout_seconds = 11\n", "callback.timeout_seconds", "10"),  # payers wait 30 s
         ("network = \n", "", "not TOML"),
     ],
 )

@@ -149,17 +149,25 @@ def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
 
 
 def _silence(service: Service) -> list[Alarm]:
-    """Return the alarms about an application that has given no valid answer for `callback.alarm_minutes`."""
+    """Return the alarms about an application that does not answer.
+
+    An unanswered question shows at once, since its payer has got 503; messages after `callback.alarm_minutes`, since they wait.
+    """
     application, limit = service.context.application, 60 * service.config.callback.alarm_minutes
-    silence = application.silence if application is not None else None
-    if silence is not None and service.context.clock() - silence.since >= limit:
+    if application is None:
+        return []
+    alarms, asked, told = list[Alarm](), application.silence, application.silence_to_messages
+    if asked is not None:
         text = (
-            f"the application has given no valid answer since {moment(silence.since)} ({silence.reason}). Payments wait "
-            "for it; messages about channels wait in the store"
+            f"no question about a payment has got a valid answer of the application since {moment(asked.since)} "
+            f"({asked.reason}). Payers get 503 payment_pending; the next valid answer ends this alarm"
         )
-        return [Alarm(Kind.APPLICATION, text)]
+        alarms.append(Alarm(Kind.APPLICATION, text))
+    if told is not None and service.context.clock() - told.since >= limit:
+        text = f"the application has acknowledged no message since {moment(told.since)} ({told.reason}). Messages wait in the store"
+        return [*alarms, Alarm(Kind.APPLICATION, text)]
     refused = service.outbox.refused_for(limit) if service.outbox is not None else {}
-    return [
+    return alarms + [
         about(Kind.APPLICATION, outpoint, f"the application refuses a message about this channel: {reason}")
         for outpoint, reason in list(refused.items())[:_MOST_SHOWN]
     ]

@@ -273,11 +273,13 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
 def _show_health(health: Mapping[str, Any]) -> None:
     frozen, disk = "; ".join(health["frozen"]), health["disk"]
     problems = [task["problem"] for task in health["tasks"] if task["problem"]]
+    waits = any(alarm["kind"] == "application" and not alarm["channel"] for alarm in health["alarms"])
+    accepted = Value("accepted; see the alarm about the application", "yellow") if waits else Value("accepted", "green")
     show_facts(
         "",
         ("status", Value(health["status"], _COLOURS[health["status"]])),
         ("network", health["network"]),
-        ("payments", Value(f"frozen: {frozen}", "red") if frozen else Value("accepted", "green")),
+        ("payments", Value(f"frozen: {frozen}", "red") if frozen else accepted),
         ("signer", health["signer"]),
         *((name.replace("_", " "), _channel_fact(name, value)) for name, value in health.get("chain", {}).items()),
         ("disk", f"{disk['free_bytes']:,} bytes free; {disk['reserve_bytes']:,} are reserved for settling"),

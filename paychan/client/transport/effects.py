@@ -128,15 +128,18 @@ def ask(
 ) -> Flow[Reply]:
     """Send a request until it is answered, or the attempts or the time are used up; return the last answer, busy or not.
 
+    When the time limit ends while a repetition waits for its answer, the answer before it is the last one.
+
     With `follows` the caller handles a move of the channel (308, 318) itself.
 
     Raises:
-        Unreachable: the last attempt got no answer.
+        Unreachable: the last attempt got no answer, or the time limit ended before the first answer.
         ServerMisbehaved: a redirect. The client follows none, since it could send a payment or a secret to another
             server.
     """
     pause = patience.first_pause_seconds
     attempt = 1
+    heard: Response | None = None
     while True:
         answer = yield request
         last = attempt == patience.attempts
@@ -146,9 +149,13 @@ def ask(
             wanted = _retry_after(answer)
             if last or not busy(answer) or wanted > patience.longest_pause_seconds:
                 return Reply(answer, repeated=attempt > 1)
-            pause = max(pause, wanted)
+            pause, heard = max(pause, wanted), answer
+        elif _is_last(answer) and heard is not None:
+            return Reply(heard, repeated=True)
         elif last or _is_last(answer):
             raise _unreachable(request, answer)
+        else:
+            heard = None
         if (yield Retry(min(pause, patience.longest_pause_seconds))) is not None:
             if isinstance(answer, Response):
                 return Reply(answer, repeated=attempt > 1)
