@@ -41,6 +41,11 @@ def holder_of_lock(path: Path) -> str:
     return "another process"
 
 
+def has_open(pid: int, name: str) -> bool:
+    """Return whether a process has a file of this name open, in whatever directory; False if /proc does not show it."""
+    return any(target.removesuffix(" (deleted)").endswith(f"/{name}") for target in _open_files(pid))
+
+
 def described(pid: int | str) -> str:
     """A process by its number and command line: `process 123 (paychan serve live)`."""
     try:

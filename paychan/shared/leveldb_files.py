@@ -46,6 +46,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_at(path: str | os.PathLike[str], descriptor: int) -> bool:
+    """Return whether an open file or directory is still at its path: neither removed nor moved. Raises OSError."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116 - half the time of Path.stat
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def error_text(error: Exception) -> str:
     """Return the message of an error; plyvel's messages are bytes."""
     first = error.args[0] if error.args else ""

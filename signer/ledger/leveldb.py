@@ -37,7 +37,7 @@ from msgspec import Struct
 from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
-from paychan.shared.leveldb_files import error_text
+from paychan.shared.leveldb_files import error_text, is_at
 from signer import vital
 from signer.audit.access import AuditFailed
 from signer.audit.chain import BEGINNING, AuditBroken, Decision, Head
@@ -131,9 +131,7 @@ class LevelDbLedger:
             LedgerFailed: in use, damaged, of another kind, not accessible, or lines are missing at the end of the log.
         """
         self._failure = self._read_failure = ""
-        self._on_failure = on_failure
-        self._low_bytes = 0
-        self._path = path
+        self._path, self._on_failure, self._low_bytes = path, on_failure, 0
         self._written_at = UnixTime(0)
         self._begun_at = 0.0
         """Start of the current write, by the monotonic clock; 0: there is none."""
@@ -145,6 +143,7 @@ class LevelDbLedger:
         except (AuditFailed, AuditBroken) as error:
             self._database.close()
             raise LedgerFailed(str(error)) from error
+        self._place = os.open(path, os.O_DIRECTORY)
         self._gathering, self._writing = Group(), Group()
         self._work = threading.Condition()
         self._begin(audit)
@@ -174,7 +173,9 @@ class LevelDbLedger:
 
     def _give_up(self) -> None:
         self._audit.close()
-        self._database.close()
+        if not self._database.closed:
+            self._database.close()
+            os.close(self._place)
 
     def guard_disk(self, low_bytes: int, make_room: Callable[[Mapping[bytes, bytes], int], None]) -> None:
         """Before a write, call `make_room` with its values and number of audit lines if less than `low_bytes` are free.
@@ -336,8 +337,9 @@ class LevelDbLedger:
         LevelDB continues to write to a file that was removed or truncated, and does not notice at its next start.
         """
         self._audit.check()
-        if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
-            raise OSError(f"{self._path} was removed, or can't be written any more")  # noqa: TRY003, EM102
+        is_there = is_at(self._path, self._place) and os.access(self._path / "CURRENT", os.R_OK)
+        if not is_there or not os.access(self._path, os.W_OK | os.X_OK):
+            raise OSError(f"{self._path} was removed or moved, or can't be written any more")  # noqa: TRY003, EM102
         try:
             sizes = _sizes_of_logs(self._path)
         except OSError as error:

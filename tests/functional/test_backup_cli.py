@@ -18,6 +18,7 @@ from paychan.store.backup.archive import read_records
 from paychan.store.base import Change
 from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.channels import Payer
+from tests.lib.system import System
 
 PAYCHAN = Path(sys.executable).with_name("paychan")
 
@@ -216,6 +217,23 @@ def test_a_store_in_use_is_named(operator: Operator) -> None:
     assert operator.backups() == []
 
 
+def test_a_backup_to_a_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """`--to` names a file: neither the running server nor the files of a stopped one make a backup."""
+    with System(tmp_path) as system:
+        (tmp_path / "file").write_text("mine")
+        for make in ("create", "salvage"):
+            command = [PAYCHAN, "backup", make, system.server_file, "--to", tmp_path / "file"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "file: Not a directory; check the path" in done.stderr
+        assert list((system.state / "backups").glob("*")) == []
+        done = subprocess.run(
+            [PAYCHAN, "backup", "create", system.server_file, "--to", tmp_path / "usb"], capture_output=True, check=True
+        )
+        (kept,), (copy,) = (list(place.iterdir()) for place in (system.state / "backups", tmp_path / "usb"))
+        assert kept.read_bytes() == copy.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -227,7 +245,7 @@ def test_a_store_in_use_is_named(operator: Operator) -> None:
         (("restore", "server.toml", "nowhere.backup"), 1, "nowhere.backup: No such file or directory"),
         (("restore", "old.backup", "server.toml"), 2, "the settings come first: "),
         (("restore", "server.toml", "server.toml"), 1, "server.toml is not a backup, or is damaged"),
-        (("create", "server.toml", "--to", "server.toml"), 1, "server.toml: File exists"),
+        (("create", "server.toml", "--to", "server.toml"), 1, "server.toml: Not a directory"),
     ],
 )
 def test_mistakes_get_one_sentence(operator: Operator, arguments: tuple[str, ...], status: int, sentence: str) -> None:

@@ -199,9 +199,14 @@ def _cut_log(directory: Path) -> None:
         os.truncate(log, 0)
 
 
-@pytest.mark.parametrize("harm", [_remove_log, _cut_log])
+def _exchange_ledger(directory: Path) -> None:
+    (directory / "ledger").rename(directory / "moved")
+    shutil.copytree(directory / "moved", directory / "ledger")
+
+
+@pytest.mark.parametrize("harm", [_remove_log, _cut_log, _exchange_ledger])
 def test_fault_63_a_write_to_a_removed_file_is_no_success(tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    """After a file was removed or truncated, the next start would silently begin without the earlier entries."""
+    """After a file was removed or truncated, or the directory exchanged, the next start would silently begin without the earlier entries."""
     decision = Decision(at_ms=0, peer_uid=0, asked="Health", about={}, digest="", verdict="given")
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
         for _ in range(3):

@@ -25,6 +25,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 BackupFile = Annotated[Path, typer.Argument(metavar="BACKUP", help="A file that ends in .backup")]
 ToOption = Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")]
+CopyToOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of the backup. A running server writes its backup to store.backup_dir all the same, and the "
+        "directory gets a copy"
+    ),
+]
 
 
 PlaceArgument = Annotated[
@@ -45,14 +52,17 @@ def _find_first(given: Path) -> Path:
 )
 def create(
     config_file: ConfigFile,
-    to: ToOption = None,
+    to: CopyToOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Back up all channels at one moment, through the running server, or from its files when it is stopped."""
     from paychan.config import load_server_config
+    from paychan.store.backup.create import check_directory
 
     with _sentences():
         config = load_server_config(config_file)
+        if to is not None:
+            check_directory(to)
         found = _from_server(config, to) or _from_store(config, to)
         _show("created", found[0], found[1], as_json=as_json)
 
@@ -96,17 +106,22 @@ def restore(
     file: BackupFile,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a backup and create the server's store from it. A store with content is not overwritten.
+    """Verify a backup and create the server's store from it. The server must be stopped. A store is not overwritten.
 
     The backup lacks payments that were accepted later: use the newest one, and only if the store is lost.
     """
+    from paychan.cli.operator.beside import running_server
     from paychan.config import load_server_config
     from paychan.parts import restored_messages
+    from paychan.shared.holders import described
     from paychan.store.backup import create as backup
     from paychan.store.backup.archive import read_manifest
 
     with _sentences():
         config = load_server_config(config_file)
+        running = running_server(config)
+        if running is not None:
+            fail(f"{config.state_dir} is in use by {described(running.pid)}: stop the server, then restore")
         with _progress("restoring", read_manifest(file).records) as progress:
             announce = restored_messages(config)
             manifest = backup.restore(file, config.store_path, config.network_name, progress, announce)
@@ -130,10 +145,12 @@ def salvage(
 
     from paychan.config import load_server_config
     from paychan.protocol.types import UnixTime
+    from paychan.store.backup.create import check_directory
     from paychan.store.backup.salvage import salvage as write_readable
 
     with _sentences():
         config = load_server_config(config_file)
+        check_directory(to or config.backup_dir)
         now = UnixTime(int(time.time()))
         with _progress("salvaging", None) as progress:
             found = write_readable(config.store_path, to or config.backup_dir, config.network_name, now, progress)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import structlog
 import typer
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.settling.backup_units import Outcome, Result, sort_out, up_to_date
 from actors.settling.offline import Settler
 from paychan.chain.base import Chain, ChainFailed
+from paychan.cli.operator.beside import running_server
 from paychan.cli.terminal import err, fail, say, show_json, show_table
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
@@ -29,7 +29,6 @@ from paychan.protocol.fees import ChainFees
 from paychan.protocol.moment import paying_time
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network, UnixTime
-from paychan.running import read_running
 from paychan.shared.layout import Column, Value
 from paychan.shared.wording import clock, moment, sat
 from paychan.signer_client.base import SignerAbsent, SignerRefused
@@ -39,8 +38,6 @@ from paychan.store.backup.archive import BackupError, Manifest, decoded, read_ma
 
 _PATIENCE_SECONDS = 1.0
 """An operation that takes longer shows its progress."""
-
-_CONNECT_SECONDS = 2.0
 
 _OFFERED = (Outcome.SIGNED, Outcome.PUBLISHED, Outcome.REFUSED)
 """Outcomes with a settlement from this run."""
@@ -132,16 +129,12 @@ def _configured(file: Path | None, signer: Path | None, network: str) -> tuple[S
 
 def _refuse_beside(config: ServerConfig) -> None:
     """Refuse to run beside a running server: it accepts payments that the backup lacks."""
-    running = read_running(config.state_dir)
-    if running is None:
-        return
-    with contextlib.suppress(httpx.HTTPError, ValueError, TypeError, KeyError):
-        answer = httpx.get(f"{running.management_url}/health", timeout=_CONNECT_SECONDS, trust_env=False)
-        if answer.json()["network"] == config.network_name:
-            fail(
-                f"the server is running (process {running.pid}) and settles by itself: `paychan status FILE` shows the "
-                "progress, `paychan channels close FILE TXID:VOUT` settles one channel. Or stop the server first"
-            )
+    running = running_server(config)
+    if running is not None:
+        fail(
+            f"the server is running (process {running.pid}) and settles by itself: `paychan status FILE` shows the "
+            "progress, `paychan channels close FILE TXID:VOUT` settles one channel. Or stop the server first"
+        )
 
 
 def _read(file: Path, network: str) -> tuple[Manifest, list[Channel]]:

@@ -7,6 +7,7 @@ store appears under its name only when it is complete.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -34,6 +35,7 @@ from paychan.store.backup.archive import (
     write_archive,
 )
 from paychan.store.base import Change, Store
+from paychan.store.leveldb.directory import check_unused
 from paychan.store.leveldb.store import LevelDbStore
 from paychan.store.leveldb.writer import Announce
 
@@ -64,6 +66,15 @@ def create(
     with new_file(path) as file, snapshot() as records:
         manifest = write_archive(file, records, network, now, progress)
     return path, manifest
+
+
+def check_directory(path: Path) -> None:
+    """Check that a directory can be written, or can be made, before any work. Raises OSError."""
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 @contextmanager
@@ -135,13 +146,14 @@ def restore(
 
     Raises:
         BackupError: see `verify`; the backup is of another network; a file is in the way.
-        StoreFailed, OSError: the store could not be written.
+        StoreFailed, OSError: a process has a store open there, or the store could not be written.
     """
     manifest = verify(path)
     if manifest.network != network:
         msg = f"{path} holds channels of the {manifest.network} network, the configuration says {network}"
         raise BackupError(msg)
     if target.exists() and any(target.iterdir()):
+        check_unused(target)
         msg = f"{target} is not empty and is not overwritten: move it away, or configure another store"
         raise BackupError(msg)
     work = target.with_name(f".{target.name}.restoring")

@@ -52,6 +52,9 @@ WHAT_TO_DO = (
 )
 
 
+LOCK_NAME = "OWNER"
+"""File in a store's directory whose lock excludes other stores; it holds the process id."""
+
 _NOTE = "DAMAGED"
 """File in a store's directory: its content was found to be damaged. LevelDB leaves other files alone."""
 
@@ -142,6 +145,12 @@ def copy_of(path: Path, target: Path) -> None:
         os.close(lock)
 
 
+def check_unused(path: Path) -> None:
+    """Check that no process has a store open in this directory, if there is one. Raises `StoreFailed`, `OSError`."""
+    if (path / LOCK_NAME).exists():
+        os.close(_lock(path))
+
+
 def _no_directories(directory: str, names: list[str]) -> list[str]:
     """Leave out what a filesystem or a rebuild puts beside the files of a store in a mount point."""
     return [name for name in names if (Path(directory) / name).is_dir()]
@@ -153,7 +162,7 @@ def _lock(path: Path) -> int:
     LevelDB has a lock too, but of the kind (fcntl) that is lost as soon as this process opens and closes the file LOCK
     for any reason, including a second attempt to open the store.
     """
-    lock = os.open(path / "OWNER", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(lock, 0)

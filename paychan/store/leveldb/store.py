@@ -36,6 +36,7 @@ from paychan.protocol.types import OutPoint
 from paychan.shared.leveldb_files import error_text
 from paychan.store.base import Damage, Message, StoreFailed
 from paychan.store.leveldb.directory import (
+    LOCK_NAME,
     WHAT_TO_DO,
     WRITE_BUFFER_BYTES,
     note_damage,
@@ -73,7 +74,7 @@ class LevelDbStore:
     def __init__(self, path: Path, database: plyvel.DB, lock: int) -> None:
         self._path, self._database = path, database
         self._lock = lock
-        self._writer = Writer(database, lock, self._get, self._write_damaged)
+        self._writer = Writer(database, lock, path / LOCK_NAME, self._get, self._write_damaged)
         self.commit = self._writer.commit
         self.delivered = self._writer.remove
         self.guard_disk = self._writer.guard_disk

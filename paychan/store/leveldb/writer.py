@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple
 
 import plyvel
@@ -25,7 +26,7 @@ from paychan.protocol.channel import Channel
 from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.record import encode_record
 from paychan.protocol.types import OutPoint
-from paychan.shared.leveldb_files import error_text
+from paychan.shared.leveldb_files import error_text, is_at
 from paychan.store.base import Change, StoreDamaged, StoreFailed
 from paychan.store.leveldb.keys import RECORD, index_key, message_key
 
@@ -131,14 +132,20 @@ class WriterThread:
 class Writer(WriterThread):
     """Writes the records of one database. `read` returns a stored channel; `damaged` notes the reason of damage.
 
-    `lock` is the descriptor of a file in its directory, which is open as long as the database.
+    `lock` is the descriptor of the file `lock_path` in its directory, which is open as long as the database.
     """
 
     def __init__(
-        self, database: plyvel.DB, lock: int, read: Callable[[bytes], Channel | None], damaged: Callable[[str], None]
+        self,
+        database: plyvel.DB,
+        lock: int,
+        lock_path: Path,
+        read: Callable[[bytes], Channel | None],
+        damaged: Callable[[str], None],
     ) -> None:
         super().__init__("store-writer")
         self._database, self._lock, self._read, self._damaged = database, lock, read, damaged
+        self._lock_path = os.fspath(lock_path)
         self._known: OrderedDict[OutPoint, _Known] = OrderedDict()
         self._failure: Exception | None = None
         self._low_bytes = 0
@@ -238,8 +245,8 @@ class Writer(WriterThread):
         if self._failure is not None:
             raise self._failed_before(self._failure)
         try:
-            if not os.fstat(self._lock).st_nlink:
-                self._fail_removed()
+            if not is_at(self._lock_path, self._lock):
+                self._fail_moved()
             if self._low_bytes:
                 disk = os.statvfs(self._lock)
                 if disk.f_bavail * disk.f_frsize < self._low_bytes:
@@ -248,9 +255,9 @@ class Writer(WriterThread):
         except Exception as error:
             raise self._failed(error) from error
 
-    def _fail_removed(self) -> NoReturn:
-        """Write nothing into a removed store: LevelDB goes on writing into files that no start finds."""
-        msg = "the store's directory was removed"
+    def _fail_moved(self) -> NoReturn:
+        """Write nothing into a removed or moved store: LevelDB goes on writing into files that no start finds."""
+        msg = "the store's directory was removed, or moved away from its path"
         raise StoreFailed(msg)
 
     def _failed_before(self, failure: Exception) -> StoreFailed:
