@@ -264,6 +264,10 @@ def test_an_unanswered_question_is_a_warning_at_once(
         application.answer = lambda _: SERVER_ERROR
         assert v1.pay(v1.payer.payment(150_000)).status_code == 503
         assert health() == ("warning", ["application"], [])
+        command = [Path(sys.executable).parent / "paychan", "status", system.server_file]
+        status = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert status.returncode == 1
+        assert "accepted; see the alarm about the application" in status.stdout
         application.answer = lambda _: yes()
         assert v1.pay(v1.payer.payment(150_000)).status_code == 200
         assert health() == ("ok", [], [])
