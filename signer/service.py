@@ -21,6 +21,7 @@ import typer
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
+from paychan.shared.commandline import run as run_command_line
 from paychan.shared.encoding import prepare_output
 from paychan.shared.logsink import LogSink, open_missing_descriptors
 from paychan.shared.plainhelp import plain_unless_wide
@@ -90,7 +91,7 @@ def main() -> None:
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", sink)),
     )
-    plain_unless_wide(typer.main.get_command(app))()
+    run_command_line(plain_unless_wide(typer.main.get_command(app)), typer)
 
 
 _STACK_BYTES = 1024 * 1024

@@ -67,7 +67,8 @@ def _run_keyless(name: str) -> None:
             app.command(name)(getattr(module, name))
     import_module("paychan.shared.logsink").open_missing_descriptors()
     import_module("paychan.shared.encoding").prepare_output()
-    app()
+    typer: Any = import_module("typer")
+    import_module("paychan.shared.commandline").run(typer.main.get_command(app), typer)
 
 
 def _nothing() -> None:

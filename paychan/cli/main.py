@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from paychan.cli.terminal import out, report
+from paychan.shared.commandline import run
 from paychan.shared.encoding import prepare_output
 from paychan.shared.plainhelp import plain_unless_wide
 
@@ -139,7 +140,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        out.print(f"paychan {version('paychan')}")
+        out.print(f"paychan {version('paychan')}", soft_wrap=True)
         raise typer.Exit
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     """Run the command line."""
     prepare_output()
     try:
-        plain_unless_wide(typer.main.get_command(app))()
+        run(plain_unless_wide(typer.main.get_command(app)), typer)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in OWN_PACKAGES:

@@ -109,7 +109,7 @@ class Wallet:
         if len(matches) > 1:
             raise AmbiguousName(name=prefix, names=", ".join(sorted(matches)))
         if not matches:
-            raise NoSuchChannel(name=prefix, directory=self.directory)
+            raise NoSuchChannel(name=prefix if prefix.strip() else f'"{prefix}"', directory=self.directory)
         return matches[0]
 
     def create(self, record: ChannelRecord) -> ChannelFile:

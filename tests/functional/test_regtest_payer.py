@@ -156,7 +156,7 @@ def test_open_continues_after_ctrl_c(payer: PayerAtTerminal, node: Node, version
     assert "got nothing" in payer.run("open", name, "--no-wait", status=1)
     payer.fund(name, FUNDING_SAT - 1)
     node.mine()
-    assert f"got {FUNDING_SAT - 1} sat" in payer.run("open", name, "--no-wait", status=1)
+    assert f"got {FUNDING_SAT - 1:,} sat" in payer.run("open", name, "--no-wait", status=1)
     outpoint = payer.fund(name)
     node.mine()
     assert f"Funded by {outpoint}" in payer.run("open", name)
@@ -264,13 +264,13 @@ def test_faults_21_22_24_with_the_real_server(payer: PayerAtTerminal, system: Sy
     node.mine()
     wait_for(lambda: payer.run("status", name) and payer.record(name)["deposits"], "funding listed")
     refused = payer.run("open", name, "--outpoint", outpoint, "--value", 200_000, status=1)
-    assert "got 200000 sat, the server has 600000 sat" in refused
+    assert "got 200,000 sat, the server has 600,000 sat" in refused
     assert payer.record(name)["signed_sat"] is None
     payer.run("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
     assert payer.record(name)["funding_source"] == "transaction"
 
     refused = payer.run("close", name, "--fee", 60_000, status=1)
-    assert "fee too high: got 60000 sat, at most" in refused
+    assert "fee too high: got 60,000 sat, at most" in refused
     assert payer.record(name)["state"] == "open"
     payer.run("close", name, "--fee", 4_000)
     (txid,) = node.rpc("getrawmempool")

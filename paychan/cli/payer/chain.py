@@ -6,6 +6,7 @@ It needs no answer of the paychan server. The server may have disappeared. After
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,6 +63,19 @@ class OwnChain(Struct, frozen=True):
     @property
     def given(self) -> bool:
         return bool(self.node or self.electrum)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options for a command to paste: those of this command line, or placeholders if there is no source."""
+        if not self.given:
+            return "--node", "URL", "--credentials", "COOKIE"
+        options = {name: getattr(self, name) for name in self.__struct_fields__}
+        return tuple(
+            word
+            for name, value in options.items()
+            if value and str(value) != os.environ.get(f"PAYCHAN_{name.upper()}")
+            for word in (f"--{name}", str(value))
+        )
 
 
 class RefundOptions(Struct, frozen=True):

@@ -80,7 +80,7 @@ def new(
 
     Any wallet can fund: send exactly the shown amount in one output.
     """
-    from paychan.cli.payer.invitation import show_invitation
+    from paychan.cli.payer.invitation import show_invitation, takes_no_coins
     from paychan.cli.payer.terminal import exit_on_error, facts, show
     from paychan.client import Dialect, Limits, Network, Patience, Payer
 
@@ -103,7 +103,7 @@ def new(
         if debug:
             channel.fund_debug()
         if as_json:
-            show_json(facts(channel.record) | {"uri": channel.bip21()})
+            show_json(facts(channel.record) | {"uri": channel.bip21(), "debug": debug or takes_no_coins(channel)})
         else:
             show(channel.record, False) if debug else show_invitation(channel, payer.wallet.directory)
     if wait and not as_json and not debug:
@@ -258,7 +258,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
             held = msgspec.to_builtins(record.held)
             show_json({"name": channel.name, **shown, "outputs": held, "way_back": way_back(record)})
             return
-        out.print(channel.wif())
+        out.print(channel.wif(), soft_wrap=True, markup=False)
         for each in record.held:
             err.print(
                 f"This key does not sweep {sat(each.value_sat)} in {each.outpoint} at {record.funding_address}. "

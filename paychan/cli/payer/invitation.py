@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.text import Text
 
 from paychan.cli.payer.terminal import change_address, next_step, show_panel
-from paychan.cli.terminal import err, fail, out, say, terminal_width, warn, whole
-from paychan.client import Channel, ClientError, FundingOutput
+from paychan.cli.terminal import completed, err, fail, out, say, terminal_width, warn, whole
+from paychan.client import Channel, ClientError, FundingOutput, Source
 from paychan.client.flows.open import choose
+from paychan.client.transport.answers import printable
 from paychan.shared.encoding import locale_is_ascii
 from paychan.shared.wording import moment, sat
 
@@ -17,6 +18,11 @@ from paychan.shared.wording import moment, sat
 def show_invitation(channel: Channel, directory: Path) -> None:
     """Show a new channel: amount, address, deadline and next step; also as a QR code."""
     record, uri = channel.record, channel.bip21()
+    if takes_no_coins(channel):
+        warn(
+            f"{printable(record.url)} is in debug mode: it opens channels without bitcoin, and its key may be public. "
+            "Send no coins to the address below."
+        )
     show_panel(
         f"Channel {record.name}",
         ("Send", f"{sat(record.amount_sat)} in one output; opening costs {sat(record.open_price_sat)} of it"),
@@ -26,11 +32,24 @@ def show_invitation(channel: Channel, directory: Path) -> None:
         ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
         ("Expires", f"{moment(record.expiry)}; from then on you can take a refund"),
         ("Change to", change_address(record)),
-        ("Key", whole(f"in {directory}; without it the coins are lost: `paychan wallet backup DIR` saves a copy")),
+        (
+            "Key",
+            whole(
+                completed(f"in {directory}; without it the coins are lost: `paychan wallet backup DIR` saves a copy")
+            ),
+        ),
         ("Next", next_step(record)),
     )
     _show_qr_code(uri)
     out.print(record.funding_address, uri, sep="\n", soft_wrap=True)
+
+
+def takes_no_coins(channel: Channel) -> bool:
+    """Say whether the server lists the funding of debug mode, which no chain has; False if it does not answer."""
+    try:
+        return any(each.source is Source.DEBUG for each in channel.funding())
+    except ClientError:
+        return False
 
 
 def _show_qr_code(text: str) -> None:
@@ -83,7 +102,10 @@ def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | Client
         return f"Waiting: {seen}"
     best = choose(channel.record, seen)
     if best is not None:
-        return f"{sat(best.value_sat)} seen, {best.confirmations} of {best.confirmations_needed} confirmations"
+        depth = (
+            "deep enough" if best.deep_enough else f"{best.confirmations} of {best.confirmations_needed} confirmations"
+        )
+        return f"{sat(best.value_sat)} seen, {depth}"
     least = sat(channel.amount_sat)
     most = max((output.value_sat for output in seen), default=0)
     return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} arrived, not enough" if most else "")

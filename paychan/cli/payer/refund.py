@@ -23,6 +23,7 @@ from paychan.client.flows.forget import is_debug
 from paychan.client.flows.refund import REFUND_SAT_PER_VB, is_refund
 from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Network
+from paychan.shared.called import quoted
 from paychan.shared.wording import moment, relative, sat
 
 _LOOK_SECONDS = 60.0
@@ -55,14 +56,16 @@ async def publish_now(source: OwnChain, payer: Payer, name: str, options: Refund
             return _made(name, await bump(chain, payer, view, options))
         if view.refund_valid:
             return _made(name, await publish(chain, payer, view, options))
-        return await _published_before(chain, payer, view, options)
+        return await _published_before(source, chain, payer, view, options)
 
 
 def _made(name: str, signed: Refund) -> Facts:
     return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
 
 
-async def _published_before(chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Facts:
+async def _published_before(
+    source: OwnChain, chain: PayerChain, payer: Payer, view: OwnChainView, options: RefundOptions
+) -> Facts:
     """Return the state of a refund that was broadcast before. Raises `ValueError` if there is none to broadcast."""
     record = view.record
     if view.refunds:
@@ -77,28 +80,32 @@ async def _published_before(chain: PayerChain, payer: Payer, view: OwnChainView,
     if not view.coins:
         msg = f"no coins to refund: the chain shows no funding of {record.funding_address}: {describe(view)}"
         raise ValueError(msg)
-    left = record.expiry - view.tip.median_time
+    left, watch = (
+        record.expiry - view.tip.median_time,
+        quoted("paychan", "channel", "watch", record.name, *source.words),
+    )
     if left < 0:
-        msg = f"too early: {describe(view)}. `paychan channel watch {record.name}` broadcasts it once it is in a block"
+        msg = f"too early: {describe(view)}. `{watch}` broadcasts it once it is in a block"
         raise ValueError(msg)
     msg = (
         f"too early: the refund is valid {relative(left)} by the chain's median time, after {moment(record.expiry)} by the "
-        f"clock. `paychan channel watch {record.name}` broadcasts it then"
+        f"clock. `{watch}` broadcasts it then"
     )
     raise ValueError(msg)
 
 
-def show_published(shown: Facts, as_json: bool) -> None:
+def show_published(shown: Facts, source: OwnChain, as_json: bool) -> None:
     if as_json:
         show_json(shown)
         return
     depth, name = shown["confirmations"], shown["name"]
+    faster = quoted("paychan", "channel", "refund", name, "--publish", "--fee-rate", "N", *source.words)
     show_panel(
         f"Refund of channel {name}",
         ("Published", f"{shown['txid']}, " + (confirmations(depth) if depth else "not in a block yet")),
         ("Fee", sat(shown["fee_sat"]) if "fee_sat" in shown else ""),
-        ("Faster", "" if depth else completed(f"`paychan channel refund {name} --publish --fee-rate N` replaces it")),
-        ("Next", "" if depth >= DEEP else command("channel", "watch", name)),
+        ("Faster", "" if depth else completed(f"`{faster}` replaces it")),
+        ("Next", "" if depth >= DEEP else command("channel", "watch", name, *source.words)),
     )
 
 
@@ -124,7 +131,7 @@ def sign(channel: Channel, options: RefundOptions, *, unchecked: bool) -> list[_
     ]
 
 
-def show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: bool) -> None:
+def show_signed(record: ChannelRecord, signed: list[_Signed], source: OwnChain, to: str, as_json: bool) -> None:
     raw = [each.refund.transaction.hex() for each in signed]
     if as_json:
         first = signed[0].refund
@@ -148,8 +155,8 @@ def show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: 
             ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that value"),
             ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
             ("Useless", f"already settled by {record.settlement_txid}" if record.state is State.CLOSED else ""),
-            ("Then", "send the line below through any node, or use this command with --node or --electrum:"),
-            ("Next", command("channel", "refund", record.name, "--publish")),
+            ("Then", "send the line below through any node, or let your own node or Electrum server send it:"),
+            ("Next", command("channel", "refund", record.name, "--publish", *source.words)),
         )
         out.print(each.refund.transaction.hex(), soft_wrap=True)
 

@@ -74,12 +74,13 @@ def refund(
                 channel.prove(read_transaction(transaction))
         if publish_it:
             shown = asyncio.run(recovery.publish_now(source, payer, name, options))
-            recovery.show_published(shown, as_json)
+            recovery.show_published(shown, source, as_json)
             return
         if source.given:
             asyncio.run(recovery.look_at(source, payer, name))
         with payer.channel(name) as channel:
-            recovery.show_signed(channel.record, recovery.sign(channel, options, unchecked=unchecked), to, as_json)
+            signed = recovery.sign(channel, options, unchecked=unchecked)
+            recovery.show_signed(channel.record, signed, source, to, as_json)
 
 
 def watch(

@@ -55,6 +55,9 @@ from paychan.shared.wording import moment, relative, sat
 Facts: TypeAlias = dict[str, Any]
 
 
+_EXAMPLE_SAT = 1000
+"""Amount of a payment in the command for the next step."""
+
 _RESUME = "`paychan channel pay {name} --resume` sends the last payment again; it counts once."
 _STATUS = "`paychan channel status {name}` asks the server for the channel's state."
 _NEXT_STEPS: dict[type[ClientError], str] = {
@@ -62,7 +65,7 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     Unreachable: "Is the server running? If a payment was pending: " + _RESUME,
     ChannelMoving: "The move takes some blocks; then " + _RESUME,
     PaymentPending: (
-        "The payment is kept: the next `paychan channel pay {name}` finishes it first, paid once, and so does "
+        "The payment is kept: the next payment finishes it first, paid once, and so does "
         "`paychan channel pay {name} --resume`."
     ),
     ServerFailed: "Nothing is decided yet. If a payment was pending: " + _RESUME,
@@ -112,7 +115,7 @@ def exit_on_error(as_json: bool, name: str = "", *, again: str = "") -> Iterator
         yield
     except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
         if as_json:
-            show_json(problem(error))
+            show_json(({"name": name} if name else {}) | problem(error))
             raise typer.Exit(1) from None
         step = advice(error, name)
         if isinstance(error, Unreachable | ServerFailed) and again:
@@ -198,7 +201,9 @@ def way_back(record: ChannelRecord) -> str:
     if not record.held:
         return ""
     when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
-    return completed(f"{when} by `paychan channel refund {record.name} --publish` with --node or --electrum")
+    return completed(
+        f"{when} by `paychan channel refund {record.name} --publish --node URL --credentials COOKIE`, or with --electrum URL"
+    )
 
 
 def next_step(record: ChannelRecord) -> Cell:
@@ -209,7 +214,10 @@ def next_step(record: ChannelRecord) -> Cell:
     if record.state is State.NEW:
         return command("channel", "open", name)
     if record.state is State.OPEN:
-        return command("channel", "pay", name, "--resume" if record.unacknowledged else 1000)
+        if record.unacknowledged:
+            return command("channel", "pay", name, "--resume")
+        enough = record.left_sat >= _EXAMPLE_SAT + record.dust_sat
+        return command("channel", "pay", name, _EXAMPLE_SAT) if enough else command("channel", "close", name)
     return command("channel", "close", name) if record.state is State.CLOSING else ""
 
 
