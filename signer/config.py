@@ -316,6 +316,9 @@ def _wrong_addresses(config: SignerConfig) -> list[tuple[str, str]]:
         try:
             getattr(config, name)
         except Malformed as error:
+            if name == "payout" and config.settlement.destination_address.strip().lower() == "seed":
+                found.append(("settlement.destination_address", 'write "" for addresses derived from the seed'))
+                continue
             key = "destination_address" if name == "payout" else "previous_addresses"
             found.append((f"settlement.{key}", str(error.fields["reason"])))
     return found

@@ -1,4 +1,4 @@
-"""The question of `init` where the earnings go, and the answer in the configuration."""
+"""The question of `init` and `recover` where the earnings go, and the answer in the configuration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from typing import Annotated
 
 import typer
 
-from paychan.protocol.address import encode_address
 from paychan.protocol.errors import Malformed
-from paychan.protocol.types import Network
-from signer.cli.options import CommandFailed, on_terminal
-from signer.cli.rotate import replace_config, with_destination
+from signer.cli.options import CommandFailed, agreed, on_terminal
+from signer.cli.rotate import SEED, checked_place, first_address, replace_config, say_first_address, with_destination
 from signer.cli.terminal import out, say
 from signer.config import SignerConfig
-from signer.keys.payout import Payout, Wallet, parse_payout
-
-SEED = "seed"
-"""The answer that leaves the earnings on addresses of the signer's own seed."""
 
 DestinationOption = Annotated[
     str,
@@ -37,8 +31,10 @@ Where do the earnings go? Type one of these:
   seed   addresses that follow from the seed of this signer; `paychan-signer sweep` spends them later"""
 
 
-def choose_destination(file: Path, config: SignerConfig, given: str) -> str:
+def choose_destination(file: Path, config: SignerConfig, given: str, otherwise: str = "") -> str:
     """Return what the operator chose: an address, a descriptor, or "seed"; nothing is written yet.
+
+    `otherwise` is the choice where there is no terminal to ask on.
 
     Raises:
         CommandFailed: there is no terminal to ask on, or the choice is not valid, or contradicts the configuration.
@@ -51,6 +47,8 @@ def choose_destination(file: Path, config: SignerConfig, given: str) -> str:
         return named
     if given:
         return _checked(file, given, config)
+    if not on_terminal() and otherwise:
+        return otherwise
     if not on_terminal():
         msg = (
             "where do the earnings go? Give --destination ADDRESS, or a descriptor of your own wallet, or "
@@ -66,16 +64,13 @@ def write_destination(file: Path, config: SignerConfig, chosen: str) -> None:
         replace_config(file, with_destination(file.read_text(encoding="utf8"), chosen))
 
 
-def said(chosen: str) -> str:
-    """Return a sentence about the place that the operator chose."""
+def say_destination(chosen: str, config: SignerConfig) -> None:
+    """Say where earnings go, with the first address of a wallet."""
     if chosen == SEED:
-        return "Earnings go to addresses of the seed: `paychan-signer earnings FILE` lists them, `sweep` spends them."
-    return f"Earnings go to {chosen}."
-
-
-def first_address(payout: Payout, network: Network) -> str:
-    """Return the first receiving address of a wallet, to be compared with what the wallet shows; "" for an address."""
-    return encode_address(payout.at(0), network) if isinstance(payout, Wallet) else ""
+        say("Earnings go to addresses of the seed: `paychan-signer earnings FILE` lists them, `sweep` spends them.")
+        return
+    say(f"Earnings go to {chosen}.")
+    say_first_address(chosen, config)
 
 
 def _ask(file: Path, config: SignerConfig) -> str:
@@ -89,27 +84,21 @@ def _ask(file: Path, config: SignerConfig) -> str:
         except EOFError:
             msg = "no destination was typed: nothing was changed"
             raise CommandFailed(msg) from None
-        first = "" if chosen == SEED else first_address(parse_payout(chosen, Network(config.network)), _network(config))
-        if not first or out.input(f"Is {first} the first receiving address of your wallet? yes or no: ") == "yes":
+        first = first_address(chosen, config)
+        if not first or agreed(f"Is {first} the first receiving address of your wallet?"):
             return chosen
 
 
 def _checked(file: Path, text: str, config: SignerConfig) -> str:
-    if text == SEED:
-        return text
     try:
-        parse_payout(text, _network(config))
+        chosen = checked_place(text, config)
     except Malformed as error:
         msg = f"destination: {error.fields['reason']}"  # without the text, which may be a private key
         raise CommandFailed(msg) from None
-    if not os.access(file.resolve().parent, os.W_OK):  # known before the words are shown for nothing
+    if chosen != SEED and not os.access(file.resolve().parent, os.W_OK):  # known before the words are shown for nothing
         msg = (
-            f"this user can't write {file}. Write destination_address = '{text}' into its section [settlement] as the user "
+            f"this user can't write {file}. Write destination_address = '{chosen}' into its section [settlement] as the user "
             "that can, then run this command again"
         )
         raise CommandFailed(msg)
-    return text
-
-
-def _network(config: SignerConfig) -> Network:
-    return Network(config.network)
+    return chosen

@@ -26,12 +26,13 @@ from signer.cli.options import (
     ConfigFile,
     PassphraseDescriptor,
     PassphraseFile,
+    agreed,
     examples,
     on_terminal,
     or_exit,
 )
 from signer.cli.sweeping import Place, Sweep, keys_of, places, plan, read_coins
-from signer.cli.terminal import err, out, say, show_table
+from signer.cli.terminal import err, say, show_table
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.payout import Payout
 from signer.keys.ring import KeysFailed, KeySource
@@ -123,7 +124,7 @@ def sweep(
             keys = keys_of(channels, sources, reserve=reserve)
             chosen = plan(listed, keys, script, fee_rate)
             _show_sweep(chosen, address, len(listed))
-            if not yes and out.input("Sign this? yes or no: ") != "yes":
+            if not yes and not agreed("Sign this?"):
                 msg = "nothing was signed"
                 raise CommandFailed(msg)
             transaction = asyncio.run(chosen.sign())

@@ -11,9 +11,9 @@ import typer
 
 from paychan.protocol.settings import SettingsError
 from paychan.shared.configfiles import SIGNER, NoSettings, find_settings
-from signer.cli.terminal import fail, keep_file
+from signer.cli.terminal import fail, keep_file, out, say
 from signer.secret.file import PrivateFileError
-from signer.secret.sources import NoSecret, input_is_terminal
+from signer.secret.sources import NoneTyped, NoSecret, input_is_terminal
 from signer.seed.file import SeedError
 
 
@@ -68,6 +68,8 @@ def or_exit(file: Path, command: Callable[[], None]) -> None:
         command()
     except (SettingsError, CommandFailed) as error:
         fail(str(error), 2)
+    except NoneTyped as error:
+        fail(str(error), 2)
     except NoSecret as error:
         fail(f"{file}: {error.key}: {error}", 2)
     except (SeedError, PrivateFileError) as error:
@@ -81,6 +83,23 @@ def examples(*lines: str) -> str:
     return "\n\n".join(
         (f"[bold]Example{'s' * (len(lines) > 1)}[/bold]", *(f"  paychan-signer {line}" for line in lines))
     )
+
+
+def agreed(question: str) -> bool:
+    """Ask until the answer is y, yes, n or no, in any case; return whether it is a yes.
+
+    Raises:
+        CommandFailed: the input has ended.
+    """
+    while True:
+        try:
+            answer = out.input(f"{question} yes or no: ").strip().lower()
+        except EOFError:
+            msg = "neither yes nor no was typed: nothing was changed"
+            raise CommandFailed(msg) from None
+        if answer in ("y", "yes", "n", "no"):
+            return answer.startswith("y")
+        say("Type yes or no.", "yellow")
 
 
 def on_terminal() -> bool:

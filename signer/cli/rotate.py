@@ -10,6 +10,7 @@ import tomlkit
 import typer
 from tomlkit.exceptions import TOMLKitError
 
+from paychan.protocol.address import encode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.keytree import HARDENED
 from paychan.protocol.settings import SettingsError
@@ -27,12 +28,14 @@ from signer.cli.options import (
 )
 from signer.cli.terminal import say
 from signer.config import SignerConfig, load_signer_config
-from signer.keys.payout import parse_payout
+from signer.keys.payout import Wallet, is_change, parse_payout
 from signer.keys.ring import RESERVE_PATH
-from signer.secret.sources import read_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import change_seeds, draw_seed, read_seeds
-from signer.seed.open import config_with_seed, now, passphrase_sources
+from signer.seed.open import config_with_seed, now, passphrase_of, passphrase_sources
+
+SEED = "seed"
+"""The place that stands for addresses of the signer's own seed, in any case; the configuration has "" for it."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,7 +67,7 @@ def rotate_seed(
     def run() -> None:
         config = config_with_seed(file)
         backup.require_terminal(words_file)
-        with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
+        with passphrase_of(config, passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             old = read_seeds(config.seed_path, secret)[0]
             seed = draw_seed(now())
             with backup.handed_out(seed, words_file):
@@ -85,15 +88,18 @@ def rotate_seed(
 
 @app.command(
     "destination",
-    epilog=examples("rotate destination config/live/signer.toml 1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"),
+    epilog=examples(
+        "rotate destination config/live/signer.toml 1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg",
+        "rotate destination config/live/signer.toml seed",
+    ),
 )
 def rotate_destination(
     file: ConfigFile,
-    address: Annotated[
+    place: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS",
-            help='receives all settlements: an address, or a descriptor of your own wallet; "": addresses derived from the seed',
+            metavar="PLACE",
+            help='receives all settlements: an address, a descriptor of your own wallet, or "seed" for derived addresses',
             show_default=False,
         ),
     ],
@@ -106,10 +112,17 @@ def rotate_destination(
 
     def run() -> None:
         config = load_signer_config(file)
-        _check_address(file, config, address)
-        text = with_destination(file.read_text(encoding="utf8"), address)
-        replace_config(file, text)
-        say(f"{file}: settlement.destination_address is now {address or 'derived from the seed'}.")
+        key = "settlement.destination_address"
+        try:
+            chosen = checked_place(place, config) if place else SEED
+        except Malformed as error:
+            raise SettingsError(str(file), key, str(error.fields["reason"])) from None
+        address = "" if chosen == SEED else chosen
+        if address == config.settlement.destination_address:
+            raise SettingsError(str(file), key, "has this value already: nothing was changed")
+        replace_config(file, with_destination(file.read_text(encoding="utf8"), address))
+        say(f"{file}: {key} is now {address or 'derived from the seed'}.")
+        say_first_address(chosen, config)
         if config.settlement.destination_address:
             say(f"{config.settlement.destination_address} is in settlement.previous_addresses.")
         say("Takes effect at the signer's next start.", "bold")
@@ -117,15 +130,40 @@ def rotate_destination(
     or_exit(file, run)
 
 
-def _check_address(file: Path, config: SignerConfig, address: str) -> None:
-    key = "settlement.destination_address"
-    if address == config.settlement.destination_address:
-        raise SettingsError(str(file), key, "has this value already: nothing was changed")
-    if address:
-        try:
-            parse_payout(address, Network(config.network))
-        except Malformed as error:
-            raise SettingsError(str(file), key, str(error.fields["reason"])) from None
+def checked_place(text: str, config: SignerConfig) -> str:
+    """Check a place that the operator names; return `SEED`, or the address or descriptor without spaces around it.
+
+    Raises:
+        Malformed: none of these, or a wallet's addresses for change. The reason never repeats the text, which may be a
+            private key.
+    """
+    text = text.strip()
+    if text.lower() == SEED:
+        return SEED
+    try:
+        parse_payout(text, Network(config.network))
+    except Malformed as error:
+        if "(" in text:
+            raise
+        places = 'a place is an address, a descriptor such as wpkh(xpub…/0/*), or "seed" for addresses of the seed'
+        raise Malformed(field="destination", reason=f"{error.fields['reason']}; {places}") from None
+    if is_change(text):
+        reason = "a wallet's addresses for change end in /1/*: give the descriptor of its receiving addresses, /0/*"
+        raise Malformed(field="destination", reason=reason)
+    return text
+
+
+def first_address(chosen: str, config: SignerConfig) -> str:
+    """Return the first receiving address of a wallet; "" if the place is no wallet."""
+    network = Network(config.network)
+    payout = None if chosen == SEED else parse_payout(chosen, network)
+    return encode_address(payout.at(0), network) if isinstance(payout, Wallet) else ""
+
+
+def say_first_address(chosen: str, config: SignerConfig) -> None:
+    """Show the first address of a wallet, for comparison."""
+    if first := first_address(chosen, config):
+        say(f"Its first receiving address is {first}: compare it with the one that your wallet shows.")
 
 
 def with_destination(text: str, address: str) -> str:

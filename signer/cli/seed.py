@@ -14,7 +14,7 @@ from signer.cli import earnings as earning
 from signer.cli import pubkey as publickeys
 from signer.cli import rotate as rotation
 from signer.cli import words as backup
-from signer.cli.destination import DestinationOption, choose_destination, said, write_destination
+from signer.cli.destination import DestinationOption, choose_destination, say_destination, write_destination
 from signer.cli.options import (
     BackupFile,
     CommandFailed,
@@ -27,7 +27,7 @@ from signer.cli.options import (
     or_exit,
 )
 from signer.cli.terminal import say
-from signer.secret.sources import Sources, choose_secret, read_secret
+from signer.secret.sources import Sources, choose_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import (
     Seed,
@@ -39,7 +39,7 @@ from signer.seed.file import (
     read_plain_seed,
     read_seeds,
 )
-from signer.seed.open import config_with_seed, existing_seeds, now, passphrase_sources, refuse_new_keys
+from signer.seed.open import config_with_seed, existing_seeds, now, passphrase_of, passphrase_sources, refuse_new_keys
 
 _NewDescriptor = Annotated[
     int | None,
@@ -91,7 +91,7 @@ def init(
                 write_destination(file, config, chosen)
                 create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Created {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
-        say(said(chosen))
+        say_destination(chosen, config)
         say("Next: try the backup with `paychan-signer verify FILE`, then start with `paychan-signer FILE`.")
 
     or_exit(file, run)
@@ -102,29 +102,38 @@ def recover(
     words_file: BackupFile = None,
     raw: RawSeed = False,
     older: _Older = False,
+    destination: DestinationOption = "",
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Create the seed file from its backup: 12 to 24 words, without a BIP39 passphrase. An existing file is left alone.
 
-    After rotations there are several backups: recover the newest first, then the others, newest first, with --older.
+    Asks on a terminal where the earnings go, unless the configuration or --destination says so. Without a terminal they go
+    to addresses of the seed. After rotations there are several backups: recover the newest first, then the others, newest
+    first, with --older.
     """
 
     def run() -> None:
         config = config_with_seed(file)
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         if older:
-            with read_secret(sources) as secret:
+            if destination:
+                msg = "--older adds a seed and leaves the destination: `paychan-signer rotate destination FILE PLACE` changes it"
+                raise CommandFailed(msg)
+            with passphrase_of(config, sources) as secret:
                 read_seeds(config.seed_path, secret)
                 seed = backup.take_back(words_file, now(), raw=raw)
                 change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (*_without(seed, seeds), seed))
             say(f"Added generation {seed.fingerprint} to {config.seed_path}. It is used from the next start on.")
             return
         _refuse_existing(config.seed_path)
+        chosen = choose_destination(file, config, destination, otherwise=rotation.SEED)
         seed = backup.take_back(words_file, now(), raw=raw)
         with choose_secret(sources) as secret:
+            write_destination(file, config, chosen)
             create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Recovered {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
+        say_destination(chosen, config)
         say("Next: `paychan-signer recover FILE --older` for older backups, then `paychan-signer FILE`.")
 
     or_exit(file, run)
@@ -184,7 +193,7 @@ def passphrase(
         config = config_with_seed(file)
         old = passphrase_sources(config, passphrase_fd, passphrase_file)
         new = Sources(old.name, old.of, old.key, "", new_passphrase_fd, new_passphrase_file, replaces=True)
-        with read_secret(old) as secret:
+        with passphrase_of(config, old) as secret:
             read_seeds(config.seed_path, secret)
             with choose_secret(new) as chosen:
                 change_seeds(config.seed_path, secret, CHOSEN, new_passphrase=chosen)
@@ -211,7 +220,7 @@ def forget(
 
     def run() -> None:
         config = config_with_seed(file)
-        with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
+        with passphrase_of(config, passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: _forgotten(seeds, fingerprint))
         say(f"Removed generation {fingerprint} from {config.seed_path}. This takes effect at the signer's next start.")
 

@@ -69,6 +69,12 @@ class Wallet:
         return self.at(int.from_bytes(digest, "big") % GAP_LIMIT)
 
 
+def is_change(text: str) -> bool:
+    """Whether a descriptor names the addresses for change (BIP44, "Change": chain 1), not those for receiving."""
+    parts = _TAKEN_APART.fullmatch(text.strip())
+    return parts is not None and _steps(parts)[-1:] == [1]
+
+
 def parse_payout(text: str, network: Network) -> Payout:
     """Read an address, a descriptor, or an extended public key that names its script type.
 
@@ -94,8 +100,13 @@ def parse_payout(text: str, network: Network) -> Payout:
         )
     if parts["checksum"] and parts["checksum"] != checksum(text.split("#")[0]):
         _refuse(f"the descriptor's checksum is {parts['checksum']}, want {checksum(text.split('#')[0])}")
-    steps = [*parts["path"].split("/")[1:], *([parts["fork"][2:].split(";")[0]] if parts["fork"] else [])]
-    return _wallet(parts["kind"], parts["key"], [int(step) for step in steps], network)
+    return _wallet(parts["kind"], parts["key"], _steps(parts), network)
+
+
+def _steps(parts: re.Match[str]) -> list[int]:
+    """Return the indices of a descriptor's path before the address; of a fork `<0;1>` the first."""
+    fork = [parts["fork"][2:].split(";")[0]] if parts["fork"] else []
+    return [int(step) for step in (*parts["path"].split("/")[1:], *fork)]
 
 
 def _wallet(kind: str, key: str, path: list[int], network: Network) -> Wallet:

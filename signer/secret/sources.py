@@ -20,6 +20,9 @@ from signer.secret.wiping import wipe, wiped
 MIN_CHOSEN_BYTES = 8
 """Least length of a new passphrase; an existing one may have any length."""
 
+ROUNDS = 3
+"""Attempts at a prompt for a new secret."""
+
 _MAX_BYTES = 1024
 _STANDARD_ERROR = 2
 
@@ -30,6 +33,10 @@ class NoSecret(Exception):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)
         self.key = key
+
+
+class NoneTyped(NoSecret):
+    """No usable secret was typed at a prompt: no setting is wrong."""
 
 
 class Secret:
@@ -101,22 +108,28 @@ def given_secret(sources: Sources) -> Secret | None:
 
 
 def choose_secret(sources: Sources) -> Secret:
-    """Get a new secret; at a prompt it has to be typed twice.
+    """Get a new secret; at a prompt it has to be typed twice, and is asked for again after a slip.
 
     Raises:
-        NoSecret: no source, too short, or the two inputs differ.
+        NoSecret: no source, or too short.
+        NoneTyped: each of `ROUNDS` inputs at the prompt was too short, or differed from its repetition.
     """
     given = _given(sources)
     if given is not None:
-        _check_length(sources, given)
+        if problem := _too_short(sources, given):
+            wipe(given.value)
+            raise NoSecret(sources.key, problem)
         return given
-    first = _asked(sources, new=True)
-    _check_length(sources, first)
-    with _ask(sources, "Again") as second:
-        if first.value != second.value:
-            wipe(first.value)
-            raise NoSecret(sources.key, f"the two {sources.name}s differ: nothing was changed, start again")
-    return first
+    if not input_is_terminal():
+        raise NoSecret(sources.key, _no_source(sources))
+    problem = ""
+    for _ in range(ROUNDS):
+        hint = f"{problem[0].upper()}{problem[1:]}.\n" if problem else ""
+        typed = _typed_twice(sources, hint)
+        if isinstance(typed, Secret):
+            return typed
+        problem = typed
+    raise NoneTyped(sources.key, f"{problem}: nothing was changed after {ROUNDS} attempts")
 
 
 def input_is_terminal() -> bool:
@@ -187,33 +200,46 @@ def _parse(sources: Sources, where: str, content: bytearray) -> Secret:
         return Secret(bytearray(view[:size]))
 
 
-def _asked(sources: Sources, *, new: bool = False) -> Secret:
+def _asked(sources: Sources) -> Secret:
     if not input_is_terminal():
         raise NoSecret(sources.key, _no_source(sources))
-    return _ask(
-        sources, f"{'New ' if new else ''}{sources.name} of {sources.of}".capitalize() if new else _label(sources)
-    )
-
-
-def _label(sources: Sources) -> str:
-    return f"{sources.name.capitalize()} of {sources.of}"
-
-
-def _ask(sources: Sources, question: str) -> Secret:
-    try:
-        typed = prompt.read_hidden(f"{question}: ")
-    except EOFError:
-        raise NoSecret(sources.key, f"no {sources.name} was typed. {_no_source(sources)}") from None
+    typed = _ask(sources, f"{sources.name.capitalize()} of {sources.of}")
     return _parse(sources, "what was typed", typed)
 
 
-def _check_length(sources: Sources, secret: Secret) -> None:
+def _typed_twice(sources: Sources, hint: str) -> Secret | str:
+    """Ask for a new secret and for its repetition; return it, or what is wrong with it."""
+    first = Secret(bytearray())
+    try:
+        first = _parse(sources, "what was typed", _ask(sources, f"{hint}New {sources.name} of {sources.of}"))
+        if problem := _too_short(sources, first):
+            wipe(first.value)
+            return problem
+        with Secret(_ask(sources, "Again")) as second:
+            if first.value == second.value:
+                return first
+    except NoneTyped:
+        wipe(first.value)
+        raise
+    except NoSecret as error:
+        return str(error)
+    wipe(first.value)
+    return f"the two {sources.name}s differ"
+
+
+def _ask(sources: Sources, question: str) -> bytearray:
+    try:
+        return prompt.read_hidden(f"{question}: ")
+    except EOFError:
+        raise NoneTyped(sources.key, f"no {sources.name} was typed. {_no_source(sources)}") from None
+
+
+def _too_short(sources: Sources, secret: Secret) -> str:
+    """Return what is wrong with a new secret that can be guessed; "" if it is long enough."""
     size = len(secret.value)
-    if size < MIN_CHOSEN_BYTES:
-        wipe(secret.value)
-        raise NoSecret(
-            sources.key, f"a {sources.name} of {size} characters can be guessed: need at least {MIN_CHOSEN_BYTES}"
-        )
+    if size >= MIN_CHOSEN_BYTES:
+        return ""
+    return f"a {sources.name} of {size} characters can be guessed: need at least {MIN_CHOSEN_BYTES}"
 
 
 def _no_source(sources: Sources) -> str:

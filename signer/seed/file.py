@@ -194,15 +194,28 @@ def encrypt_plain_seed(path: Path, passphrase: Secret, cost: Cost, now: UnixTime
     return seed
 
 
+def refuse_missing(path: Path) -> None:
+    """Raise `SeedError` if there is no seed file: this comes before the question for its passphrase."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError:  # reading it names the problem
+        return
+
+
+def _missing(path: Path) -> SeedError:
+    return SeedError(
+        f"there is no {path}: restore it from the backup, with `paychan-signer recover FILE` if the backup is words, "
+        "or create a new one with `paychan-signer init FILE`"
+    )
+
+
 def _read(path: Path, *, plain: bool = False) -> bytearray:
     try:
         content = read_private(path, _MAX_FILE_BYTES)
     except MissingFile:
-        msg = (
-            f"there is no {path}: restore it from the backup, with `paychan-signer recover FILE` if the backup is words, "
-            "or create a new one with `paychan-signer init FILE`"
-        )
-        raise SeedError(msg) from None
+        raise _missing(path) from None
     except PrivateFileError as error:
         raise SeedError(str(error)) from None
     if not plain and _PLAIN.fullmatch(content):

@@ -20,7 +20,7 @@ from signer.keys.ring import KeySource, hardened_keys, rbpcp_v2_keys
 from signer.secret.file import PrivateFileError, exclusively, replace_private, write_new
 from signer.secret.sources import Secret, Sources, given_secret, read_secret
 from signer.seed.encryption import CHOSEN, DRAWN
-from signer.seed.file import Seed, SeedError, create_seeds, draw_seed, read_seeds
+from signer.seed.file import Seed, SeedError, create_seeds, draw_seed, read_seeds, refuse_missing
 from signer.token.client import RemoteToken
 from signer.token.objects import KeyName
 from signer.token.sessions import TokenError
@@ -195,8 +195,14 @@ def _key_digest(public_key: bytes) -> str:
 
 def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
     """Return all generations, the newest first, and create none. Raises `SeedError`, `NoSecret`."""
-    with read_secret(sources) as passphrase:
+    with passphrase_of(config, sources) as passphrase:
         return read_seeds(config.seed_path, passphrase)
+
+
+def passphrase_of(config: SignerConfig, sources: Sources) -> Secret:
+    """Get the passphrase of a seed file that exists. Raises `SeedError`, `NoSecret`."""
+    refuse_missing(config.seed_path)
+    return read_secret(sources)
 
 
 def _create_unasked(path: Path, sources: Sources) -> Seed:

@@ -82,6 +82,8 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
     elsewhere.mkdir()
     other = make_place(elsewhere)
     with PseudoTerminal([COMMAND, "recover", other.file]) as terminal:
+        terminal.read_until("Where do the earnings go.*Destination: ")
+        terminal.enter("Seed")
         terminal.read_until("Word 1: ")
         terminal.enter(" ".join(words[:5]))
         terminal.read_until("Word 6: ")
@@ -95,6 +97,44 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
     assert other.seeds()[0].master == seed.master
     assert shows(terminal.text, words)
     assert not shows(terminal.text_left, words)
+
+
+def test_init_asks_again_after_a_slip_in_the_passphrase(place: Place) -> None:
+    """A short passphrase or another "Again" is named and asked about again; three slips end it, and blame no setting."""
+    order = [COMMAND, "init", place.file, "--destination", "seed", "--words-file", place.file.with_name("words")]
+    with PseudoTerminal(order) as terminal:
+        terminal.read_until("New passphrase of [^:]*signer.seed: ")
+        terminal.enter("short")
+        terminal.read_until("A passphrase of 5 characters can be guessed: need at least 8.")
+        choose_passphrase(terminal)
+        assert terminal.wait() == 0
+    assert place.seeds()
+    place.seed.unlink()
+    place.file.with_name("words").unlink()
+    with PseudoTerminal(order) as terminal:
+        terminal.read_until("New passphrase of [^:]*: ")
+        terminal.enter("")
+        terminal.read_until("What was typed is empty")
+        for _ in range(2):
+            terminal.read_until("New passphrase of [^:]*: ")
+            terminal.enter(WORD)
+            terminal.read_until("Again: ")
+            terminal.enter(WORD[:-1])
+        terminal.read_until("the two passphrases differ: nothing was changed")
+        assert terminal.wait() == 2
+    assert "passphrase_file" not in terminal.text
+    assert not place.seed.exists()
+
+
+def test_a_missing_seed_is_named_before_its_passphrase(place: Place) -> None:
+    """The start and each command on the seed name the missing file and `init`; none asks for its passphrase."""
+    commands = [[], ["verify"], ["passphrase"], ["export-xpub"], ["forget"], ["rotate", "seed"], ["recover", "--older"]]
+    for command in commands:
+        order = [COMMAND, *command, place.file, *(["73c5da0a"] if command == ["forget"] else [])]
+        with PseudoTerminal(order) as terminal:
+            terminal.read_until("there is no [^:]*signer.seed: .*signer init ")
+            assert terminal.wait() == 2
+        assert "assphrase of" not in terminal.text, command
 
 
 def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:

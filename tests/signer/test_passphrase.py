@@ -239,8 +239,8 @@ def test_terminal_is_asked_last(terminal: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_new_passphrase_is_typed_twice(terminal: pytest.MonkeyPatch) -> None:
-    """A new passphrase is requested twice; two different ones change nothing."""
-    typed = Typed(terminal, WORD, WORD, WORD, WORD[:-1])
+    """A new passphrase is requested twice; after three slips nothing is changed."""
+    typed = Typed(terminal, WORD, WORD, *[WORD, WORD[:-1]] * 3)
 
     with choose_secret(sources()) as secret:
         assert secret.value.decode() == WORD
