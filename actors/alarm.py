@@ -36,7 +36,9 @@ class Kind(Enum):
         return self in _CRITICAL
 
 
-_CRITICAL = frozenset((Kind.CLOCK, Kind.LATE, Kind.SIGNER, Kind.STORE, Kind.TASK, Kind.UNSIGNED, Kind.WATCHER))
+_CRITICAL = frozenset(
+    (Kind.CHAIN, Kind.CLOCK, Kind.LATE, Kind.SIGNER, Kind.STORE, Kind.TASK, Kind.UNSIGNED, Kind.WATCHER)
+)
 
 
 class Alarm(Struct, frozen=True):

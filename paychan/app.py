@@ -34,6 +34,7 @@ from paychan.api.service import Service
 from paychan.api.stream.handler import close_all
 from paychan.callback.outbox import Outbox
 from paychan.config import ServerConfig
+from paychan.config_checks import doubts
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
@@ -80,6 +81,8 @@ def run(config: ServerConfig, source: str) -> None:
 
 async def _serve(config: ServerConfig, source: str) -> None:
     """Serve until a signal cancels this task, during start-up as well as later."""
+    for key, reason in doubts(config):
+        log.warning("doubtful setting", key=key, reason=reason)
     serving = asyncio.create_task(_live_again(config, source))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop, serving)
@@ -366,7 +369,7 @@ async def _listen(server: BoundedServer, address: str, port: int, key: str) -> i
 
 def _local_url(address: str, port: int) -> str:
     """Return the URL under which this machine reaches a listener."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from paychan.shared.places import trouble_with_path
@@ -9,6 +12,10 @@ from paychan.shared.urls import host_trouble, url_trouble
 
 if TYPE_CHECKING:
     from paychan.config import ServerConfig
+
+
+_PASSWORD = re.compile(r"//[^/]*@")
+"""User and password in a URL, which no sentence repeats."""
 
 
 def contradictions(config: ServerConfig) -> list[tuple[str, str]]:
@@ -73,9 +80,38 @@ def contradictions(config: ServerConfig) -> list[tuple[str, str]]:
     return _wrong_places(config) + _wrong_addresses(config) + [(key, reason) for wrong, key, reason in checks if wrong]
 
 
+def doubts(config: ServerConfig) -> list[tuple[str, str]]:
+    """List the settings that work but are seldom meant, as (key, reason): the server warns of them at its start."""
+    listen, found = config.management.listen, list[tuple[str, str]]()
+    if not _is_loopback(listen):
+        reason = (
+            f"{listen} is not a loopback address: other machines reach the operator's interface, without encryption"
+        )
+        found.append(("management.listen", reason))
+    alarm, period = config.watcher.alarm_hours, config.channel.settlement_period_hours
+    if alarm > period:
+        reason = f"{alarm} hours, more than channel.settlement_period_hours = {period}: the alarm would come while payments go on"
+        found.append(("watcher.alarm_hours", reason))
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address.lower() == "localhost"
+
+
 def _wrong_addresses(config: ServerConfig) -> list[tuple[str, str]]:
     """List the URLs and addresses that no server, node or application can have."""
     chain, http, troubles = config.chain, config.http, list[tuple[str, str, str]]()
+    if "@" in chain.url:  # the sentence must not repeat the password
+        return [
+            (
+                "chain.url",
+                "it names a user: want http://host:port, and user:password in the file of chain.credentials_file",
+            )
+        ]
     if chain.url and chain.backend == "bitcoind":
         troubles.append(("chain.url", chain.url, url_trouble(chain.url, ("http", "https"), path=True)))
     if chain.url and chain.backend == "electrum":
@@ -87,7 +123,7 @@ def _wrong_addresses(config: ServerConfig) -> list[tuple[str, str]]:
         troubles.append((key, address, host_trouble(address)))
     backend = f', as backend = "{chain.backend}" needs it'
     return [
-        (key, f'"{text}": {trouble}' + (backend if key == "chain.url" else ""))
+        (key, f'"{_PASSWORD.sub("//…@", text)}": {trouble}' + (backend if key == "chain.url" else ""))
         for key, text, trouble in troubles
         if trouble
     ]
@@ -101,5 +137,13 @@ def _wrong_places(config: ServerConfig) -> list[tuple[str, str]]:
         ("store.backup_dir", store.backup_dir),
     )
     troubles = [(key, trouble_with_path(path, config.network_name)) for key, path in paths]
+    troubles += [
+        (key, f'"{path}": want a directory, this is a file')
+        for key, path in paths[1:]
+        if os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - no error if it is out of reach
+    ]
+    if config.chain.wallet in (".", "..") or re.search(r"[/\\]", config.chain.wallet):
+        reason = f'"{config.chain.wallet}": want a name without "/" and "\\": the node makes a directory of this name'
+        troubles.append(("chain.wallet", reason))
     troubles += [("state_dir", place.note)] if place.is_doubtful else []
     return [(key, reason) for key, reason in troubles if reason]

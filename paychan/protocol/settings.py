@@ -67,6 +67,10 @@ def setting(doc: str, unit: str = "", **limits: Any) -> Meta:
     return Meta(description=doc, extra={"unit": unit}, **limits)
 
 
+_BYTE_ORDER_MARK = "\ufeff"
+"""Some editors write it at the beginning of a file; it means nothing in UTF-8."""
+
+
 def parse_settings(text: str, table: type[T], source: str) -> T:
     """Read TOML into the declared table.
 
@@ -74,7 +78,7 @@ def parse_settings(text: str, table: type[T], source: str) -> T:
         SettingsError: not TOML, or a key, type or value that the table does not declare.
     """
     try:
-        tables = tomllib.loads(text)
+        tables = tomllib.loads(text.removeprefix(_BYTE_ORDER_MARK))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(source, "", f"not TOML: {error}") from None
     try:

@@ -6,6 +6,7 @@ import codecs
 import io
 import os
 import sys
+from typing import TextIO
 
 
 def prepare_output() -> None:
@@ -28,6 +29,38 @@ def locale_is_ascii() -> bool:
     """Whether the user asks for the C locale; an environment without a locale does not say so."""
     named = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
     return named in ("C", "POSIX")
+
+
+class ReaderGone(SystemExit):
+    """The reader of a command's output has closed the pipe; the exit status is that of a shell after SIGPIPE."""
+
+    def __init__(self) -> None:
+        super().__init__(141)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Write nothing more to a stream whose reader has gone.
+
+    Raises:
+        ReaderGone: always; it ends a command whose exit status says nothing else.
+    """
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+    raise ReaderGone
+
+
+def write_out(text: str) -> None:
+    """Write a text to standard output at once.
+
+    Raises:
+        ReaderGone: the reader has closed the pipe.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output(sys.stdout)
 
 
 def _as_utf8(error: UnicodeError) -> tuple[bytes, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ _PROC = Path("/proc")
 def cannot_listen(error: OSError, address: str, port: int, key: str) -> str:
     """Say why this address can't be listened on, which process holds the port, and which setting changes it."""
     place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        listen = f"{key.partition('.')[0]}.listen"
+        return f"can't listen on {place}: this machine has no address {address}. Change {listen}, such as to 127.0.0.1"
     if error.errno != errno.EADDRINUSE:
         return f"can't listen on {place}: {error.strerror or error}. Change {key}"
     holder = holder_of_port(port) or "another process"

@@ -49,6 +49,9 @@ def state_place(configured: str, network: str) -> Place:
 
 def how_to_make(directory: Path) -> str:
     """Return the remedy for a state directory that this user can't make."""
+    nearest = next(each for each in (directory, *directory.parents) if os.path.exists(each))  # noqa: PTH110 - no error
+    if not os.path.isdir(nearest):  # noqa: PTH112 - no error if a directory above is closed to this user
+        return f"{nearest} is a file: name a directory in state_dir"
     return f"As root, `install -d -m 700 -o {quoted(_user(), directory)}` makes it for this user; or change state_dir"
 
 

@@ -10,13 +10,16 @@ from urllib.parse import urlsplit
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 """A host name. Some networks use the underscore, which RFC 952 does not allow."""
 
+_ADDRESS_LIKE = re.compile(r"[0-9.]*\.[0-9.]*")
+"""Numbers with dots, such as 300.1.1.1: no name, but a mistyped IPv4 address."""
+
 
 def _is_host(text: str) -> bool:
     """Return whether a text is a host name, or an address of IPv4 or IPv6 without brackets."""
     try:
         ip_address(text)
     except ValueError:
-        return _NAME.fullmatch(text) is not None
+        return _NAME.fullmatch(text) is not None and _ADDRESS_LIKE.fullmatch(text) is None
     return True
 
 
@@ -47,8 +50,11 @@ def url_trouble(
 
 
 def host_trouble(address: str) -> str:
-    """Return what is wrong with the address of a listener; "" if nothing is. The empty address means every address."""
-    if not address or _is_host(address):
+    """Return what is wrong with the address of a listener; "" if nothing is.
+
+    An empty address would be every address of the machine: it must be written out.
+    """
+    if _is_host(address):
         return ""
     return "want the address of an interface, such as 127.0.0.1, 0.0.0.0, ::1 or ::, without port and brackets"
 

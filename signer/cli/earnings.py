@@ -20,6 +20,7 @@ from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.shared.called import quoted
+from paychan.shared.encoding import write_out
 from paychan.shared.layout import Column
 from signer.cli.options import (
     CommandFailed,
@@ -76,7 +77,7 @@ def earnings(
         if addresses:
             for place in found:
                 if place.kind != "configured":
-                    typer.echo(encode_address(place.script, Network(config.network)))
+                    write_out(encode_address(place.script, Network(config.network)) + "\n")
             return
         _show(found, config, file)
 
@@ -129,7 +130,7 @@ def sweep(
                 raise CommandFailed(msg)
             transaction = asyncio.run(chosen.sign())
         if out_file is None:
-            typer.echo(transaction.transaction.hex())
+            write_out(transaction.transaction.hex() + "\n")
             return
         write_new(out_file, transaction.transaction.hex().encode() + b"\n")
         say(f"Wrote {out_file}, txid {transaction.txid[::-1].hex()}.")

@@ -168,7 +168,7 @@ def say_first_address(chosen: str, config: SignerConfig) -> None:
 
 def with_destination(text: str, address: str) -> str:
     """Change the two settings in a TOML text, and nothing else."""
-    document = tomlkit.parse(text)
+    document = tomlkit.parse(text.removeprefix("\ufeff"))
     settlement = document.setdefault("settlement", tomlkit.table())
     old = str(settlement.get("destination_address", ""))
     settlement["destination_address"] = address

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -14,11 +13,18 @@ from rich.markup import escape
 from rich.text import Text
 
 from paychan.shared.called import as_called, called
+from paychan.shared.encoding import drop_output, write_out
 from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
 from paychan.shared.wording import grouped
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        drop_output(cast("TextIO", self.file))
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
 
 
 _typed: dict[str, str] = {}
@@ -63,7 +69,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 def show_json(value: object) -> None:
     """Print one JSON value for programs: never coloured, in ASCII, whatever terminal and environment ask for."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    write_out(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def say(text: str, style: str = "") -> None:

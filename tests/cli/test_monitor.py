@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from actors.alarm import Kind
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -121,3 +122,20 @@ def test_fault_54_events_have_their_amounts(system: System) -> None:
     assert (int(settled["received_sat"]), settled["reason"], settled["inputs"]) == (100_000, "client", "1")
     assert int(settled["fee_sat"]) > 0
     assert re.fullmatch("[0-9a-f]{64}", settled["txid"])
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+def test_the_page_has_each_kind_of_alarm_in_the_row_of_its_state(kind: Kind) -> None:
+    """The table of config/README.md agrees with `critical` of the JSON; a chain that is away stops all payments."""
+    page = (Path(__file__).parents[2] / "config" / "README.md").read_text()
+    (row,) = re.findall(r"(?m)^\| \d \| `" + ("critical" if kind.is_critical else "warning") + r"` \| .*$", page)
+
+    assert f"`{kind.value}`" in row
+    assert Kind.CHAIN.is_critical
+
+
+def test_the_pages_of_the_units_install_the_servers_packages() -> None:
+    """A plain installation has only the payer's packages: `paychan serve` needs the extra."""
+    for page in (Path(__file__).parents[2] / "config" / "deploy").iterdir():
+        for command in re.findall(r"pip install [^)\n]*", page.read_text()):
+            assert "[server]" in command or "--no-deps" in command, f"{page.name}: {command}"

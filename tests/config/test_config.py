@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paychan.config import ServerConfig, check_environment, load_server_config
+from paychan.config_checks import doubts
 from paychan.protocol.settings import SettingsError, parse_settings, settings_table, settings_values
 from signer.config import SignerConfig, load_signer_config
 from tests.lib.readme import SECTIONS, SHIPPED, in_pages, with_comments
@@ -186,14 +187,11 @@ def test_fault_55_a_url_that_does_not_go_with_the_backend(tmp_path: Path, backen
     ("backend", "url"),
     [
         *(("electrum", url) for url in ("tcp://127.0.0.1:50001", "ssl://electrum.example:50002", "ssl://[::1]:50002")),
-        *(
-            ("bitcoind", url)
-            for url in ("http://127.0.0.1:8332", "http://u:p@node/", "https://[::1]:8332", "http://a_b")
-        ),
+        *(("bitcoind", url) for url in ("http://127.0.0.1:8332", "http://node/", "https://[::1]:8332", "http://a_b")),
     ],
 )
 def test_urls_that_go_with_the_backend(tmp_path: Path, backend: str, url: str) -> None:
-    """Names, addresses of both families, a user and a slash at the end are accepted."""
+    """Names, addresses of both families, and a slash at the end are accepted."""
     assert load_server_config(written(tmp_path, URL.format(backend, url))).chain.url == url
 
 
@@ -203,6 +201,14 @@ def test_urls_that_go_with_the_backend(tmp_path: Path, backend: str, url: str) -
         ('[http]\nlisten = "0.0.0.0:8000"', "http.listen"),
         ('[http]\nlisten = "http://0.0.0.0"', "http.listen"),
         ('[management]\nlisten = "[::1]"', "management.listen"),
+        ('[management]\nlisten = ""', "management.listen"),
+        ('[http]\nlisten = ""', "http.listen"),
+        ('[http]\nlisten = "300.1.1.1"', "http.listen"),
+        ('[chain]\nbackend = "debug"\nwallet = "../x"', "chain.wallet"),
+        ('[chain]\nbackend = "debug"\nwallet = ".."', "chain.wallet"),
+        ('[chain]\nbackend = "debug"\nurl = "http://user:geheim@node:1"', "chain.url"),
+        ('[store]\nbackup_dir = "/dev/null"', "store.backup_dir"),
+        ('[store]\npath = "/dev/null"', "store.path"),
         ('[http]\npublic_url = "pay.example"', "http.public_url"),
         ('[http]\npublic_url = "https://pay.example/?shop=1"', "http.public_url"),
         ('[callback]\nurl = "localhost:8080/paid"', "callback.url"),
@@ -221,9 +227,12 @@ def test_urls_that_go_with_the_backend(tmp_path: Path, backend: str, url: str) -
 def test_fault_55_a_wrong_value_gets_a_sentence_with_the_valid_ones(tmp_path: Path, lines: str, key: str) -> None:
     """Every enum, number, URL and address: the sentence says what was found and what is valid."""
     with pytest.raises(SettingsError) as caught:
-        load_server_config(written(tmp_path, f"{SERVER}{lines}\n"))
+        load_server_config(
+            written(tmp_path, (SERVER.partition("[chain]")[0] if "[chain]" in lines else SERVER) + f"{lines}\n")
+        )
 
     assert caught.value.key == key
+    assert "geheim" not in str(caught.value)
     assert re.search(r": want .", caught.value.reason)
 
 
@@ -284,3 +293,23 @@ def test_a_port_of_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -
     """A port number is taken; an empty variable counts as none."""
     monkeypatch.setenv("PORT", text)
     check_environment()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    """An editor may write U+FEFF at the beginning of server.toml."""
+    assert load_server_config(written(tmp_path, "\ufeff" + SERVER)).debug
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys"),
+    [
+        ("", []),
+        ('[management]\nlisten = "::1"\n', []),
+        ('[management]\nlisten = "0.0.0.0"\n', ["management.listen"]),
+        ('[management]\nlisten = "operator.example"\n', ["management.listen"]),
+        ("[watcher]\nalarm_hours = 7\n", ["watcher.alarm_hours"]),
+    ],
+)
+def test_settings_that_are_seldom_meant_are_named(tmp_path: Path, lines: str, keys: list[str]) -> None:
+    """The server warns of an operator's interface for other machines, and of alarms while payments go on."""
+    assert [key for key, _ in doubts(load_server_config(written(tmp_path, SERVER + lines)))] == keys

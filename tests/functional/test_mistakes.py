@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bitcoin.core import CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import CScript
 
 from tests.lib.smalldisk import small_file_system
 from tests.lib.system import Daemon, System
@@ -104,3 +107,94 @@ def test_fault_55_a_payer_s_url_is_checked_as_well(tmp_path: Path, option: str, 
     assert status == 1
     assert want in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("listen", "key"), [("no-such-host.invalid", "http"), ("192.0.2.9", "http"), ("192.0.2.9", "management")]
+)
+def test_an_address_that_this_machine_has_not_is_named(system: System, listen: str, key: str) -> None:
+    """Another port would not help: the sentence names the setting of the address."""
+    text = system.server_file.read_text()
+    sections = (f"[{key}]\n", f'[{key}]\nlisten = "{listen}"\n')
+    system.server_file.write_text(text.replace(*sections) if sections[0] in text else text + sections[1])
+    signer = Daemon(system.directory / "signer.log", "paychan-signer", str(system.signer_file))
+    try:
+        status, output = said("paychan", "serve", system.server_file)
+    finally:
+        signer.stop()
+
+    assert status == 2, output
+    assert f"this machine has no address {listen}. Change {key}.listen" in output
+    assert "PORT" not in output
+
+
+def test_a_state_directory_that_is_a_file_is_named(system: System, tmp_path: Path) -> None:
+    """The remedy is another name: no command makes a directory of a file."""
+    wrong = tmp_path / "state file"
+    wrong.write_text("")
+    text = re.sub(r"(?m)^state_dir = .*$", f'state_dir = "{wrong}"', system.server_file.read_text())
+    system.server_file.write_text(text)
+    status, output = said("paychan", "serve", system.server_file)
+
+    assert status == 2, output
+    assert f"{wrong} is a file: name a directory in state_dir" in output
+    assert "install" not in output
+
+
+def test_settling_without_a_signer_names_the_signers_settings(system: System) -> None:
+    """The command to paste starts the signer with its own settings, not with those of the server."""
+    with system:
+        assert said("paychan", "backup", "create", system.server_file)[0] == 0
+    (backup,) = (system.state / "backups").glob("*.backup")
+    status, output = said("paychan", "settle", "--offline", backup, "--config", system.server_file)
+
+    assert status == 1, output
+    assert f"paychan-signer {system.server_file.parent}`" in output
+
+
+def test_a_file_that_is_no_transaction_is_named(system: System, tmp_path: Path) -> None:
+    """`paychan coins --publish` says which file is wrong, and what it should hold; so does the file of addresses."""
+    raw = CTransaction([CTxIn(), CTxIn()], [CTxOut(1, CScript([1, 2]))]).serialize().hex()
+    wrong = {"empty": b"", "words": b"nothing\n", "binary": bytes(range(256)), "none": b"0200000000000000000000"}
+    wrong |= {f"cut at {end}": raw[:end].encode() for end in (1, 2, 8, 10, 30, len(raw) - 1, len(raw) - 8)}
+    wrong |= {"more": (raw + "00").encode()}
+    for name, content in wrong.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    for file in (*(tmp_path / name for name in wrong), tmp_path / "folder", tmp_path / "absent", Path("/dev/null")):
+        status, output = said("paychan", "coins", system.server_file, "--publish", file)
+
+        assert status == 2, output
+        assert str(file) in output.replace("\n", "")
+        assert "It should hold one signed transaction in hex" in output
+        assert "Traceback" not in output
+    for file in (tmp_path / "binary", tmp_path / "folder"):
+        status, output = said("paychan", "coins", system.server_file, file)
+
+        assert status == 2, output
+        assert f"{file}" in output
+        assert "It should hold one address a line" in output
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_status_survives_a_reader_of_one_line(system: System, options: tuple[str, ...]) -> None:
+    """A closed pipe hides no critical state, and is no warning; other commands end as after SIGPIPE."""
+
+    def ended(*command: object) -> tuple[int, str]:
+        reading, writing = os.pipe()
+        os.close(reading)
+        program = [PROGRAMS / str(command[0]), *map(str, command[1:])]
+        done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+        os.close(writing)
+        return done.returncode, done.stderr
+
+    with system:
+        assert ended("paychan", "status", system.server_file, *options) == (0, "")
+        assert ended("paychan", "channels", "list", system.server_file, *options) == (141, "")
+        assert ended("paychan-signer", "status", system.signer_file, *options) in ((0, ""), (141, ""))
+        system.signer.stop()
+        deadline = time.monotonic() + 20
+        while said("paychan", "status", system.server_file)[0] != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert ended("paychan", "status", system.server_file, *options) == (2, "")

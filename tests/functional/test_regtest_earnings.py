@@ -78,6 +78,12 @@ def run(command: str, *arguments: str | Path, status: int = 0) -> str:
     return done.stderr if status else done.stdout
 
 
+def said_beside(system: System, addresses: Path) -> str:
+    """Return what `paychan coins` says beside its table."""
+    command = [SCRIPTS / "paychan", "coins", system.server_file, addresses, "--out", addresses.with_suffix(".coins")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 def found_coins(system: System, directory: Path) -> Path:
     addresses, coins = directory / "addresses.txt", directory / "coins.txt"
     addresses.write_text(run("paychan-signer", "earnings", system.signer_file, "--addresses"))
@@ -100,6 +106,10 @@ def test_fault_47_earnings_on_derived_addresses_are_listed_and_swept(mode: str, 
         entry = node.rpc("getmempoolentry", txid)
         node.mine(1)
         left = run("paychan", "coins", system.server_file, tmp_path / "addresses.txt")
+        again = run("paychan", "coins", system.server_file, "--publish", sweep)
+        none = said_beside(system, tmp_path / "addresses.txt")
+        (tmp_path / "one.txt").write_text(to)
+        one = said_beside(system, tmp_path / "one.txt")
 
     fee_sat = sum(paid) - transaction.vout[0].nValue
     assert [f"{value:,}" in table for value in paid] == [True] * len(paid)
@@ -109,6 +119,12 @@ def test_fault_47_earnings_on_derived_addresses_are_listed_and_swept(mode: str, 
     assert 3 * entry["vsize"] <= fee_sat <= 3 * entry["vsize"] + 3 * 2 * len(paid)
     assert node.rpc("gettxout", txid, 0)["confirmations"] == 1
     assert not left
+    assert again == f"{txid} is confirmed already: nothing was broadcast\n"
+    assert "0 coins of 0 sat" in none
+    assert "Next" not in none
+    assert "1 coin of " in one
+    assert "on 1 address; 0 wait" in one
+    assert "Next: " in one
 
 
 def test_fault_47_a_sweep_shows_what_it_signs_and_asks(node: Node, tmp_path: Path) -> None:

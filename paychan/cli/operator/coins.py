@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bitcoin.core import CTransaction
+from bitcoin.core.serialize import SerializationError
 from msgspec import Struct
 
 from paychan.chain.base import Chain, ChainFailed
+from paychan.chain.debug import DebugChain
 from paychan.cli.terminal import fail, say, show_table, warn
 from paychan.config import load_server_config
 from paychan.parts import StartError, open_chain
 from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, OutPoint
 from paychan.shared.called import quoted
 from paychan.shared.layout import Column
+
+_LONGEST_TEXT = 8_100_000
+"""A transaction of a whole block, 4,000,000 bytes (BIP141), has 8,000,000 hex digits."""
 
 
 class _Payee(Struct, frozen=True):
@@ -37,7 +43,7 @@ def run(file: Path, addresses: Path | None, to: Path | None, publish: Path | Non
     """List coins, or broadcast; see the command."""
     try:
         if publish is not None:
-            asyncio.run(_publish(file, bytes.fromhex(publish.read_text(encoding="ascii").strip())))
+            asyncio.run(_publish(file, _transaction(publish)))
         elif addresses is not None:
             network = load_server_config(file).bitcoin_network
             lines = asyncio.run(_list(file, _payees(addresses, network)))
@@ -51,8 +57,37 @@ def run(file: Path, addresses: Path | None, to: Path | None, publish: Path | Non
         fail(str(error))
 
 
+def _text(path: Path, wanted: str) -> str:
+    """Return the text of a file; if it is none, end the command with a sentence that names the file."""
+    try:
+        with path.open(encoding="ascii") as file:
+            text = file.read(_LONGEST_TEXT + 1)
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror}. It should hold {wanted}", status=2)
+    except UnicodeDecodeError:
+        fail(f"{path} is no text file. It should hold {wanted}", status=2)
+    if len(text) > _LONGEST_TEXT:
+        fail(f"{path} is too long. It should hold {wanted}", status=2)
+    return text
+
+
+def _transaction(path: Path) -> CTransaction:
+    """Return the transaction in a file; if there is none, end the command with a sentence that names the file."""
+    wanted = "one signed transaction in hex, as `paychan-signer sweep` writes it with --out"
+    text = _text(path, wanted).strip()
+    if not text:
+        fail(f"{path} is empty. It should hold {wanted}", status=2)
+    try:
+        transaction = CTransaction.deserialize(bytes.fromhex(text))
+    except (ValueError, SerializationError, struct.error):
+        fail(f"{path} has no whole transaction. It should hold {wanted}", status=2)
+    if not transaction.vin or not transaction.vout:
+        fail(f"{path} has a transaction without inputs or outputs. It should hold {wanted}", status=2)
+    return transaction
+
+
 def _payees(path: Path, network: Network) -> list[_Payee]:
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="ascii")
+    text = sys.stdin.read() if str(path) == "-" else _text(path, "one address a line")
     return [
         _Payee(line, decode_address(line, network, "address")) for line in map(str.strip, text.splitlines()) if line
     ]
@@ -83,17 +118,39 @@ async def _list(file: Path, payees: Sequence[_Payee]) -> list[str]:
         numbers = [Column(name, is_number=True) for name in ("sat", "confirmations")]
         show_table([Column("coin (txid:vout)"), Column("address"), *numbers], rows)
     total_sat = sum(coin.value_sat for coins in found for coin in coins if coin.usable_confirmations)
-    warn(f"{len(lines):,} coins of {total_sat:,} sat on {len(payees):,} addresses; {waiting:,} wait for a block")
+    coins, addresses = _counted(len(lines), "coin", "coins"), _counted(len(payees), "address", "addresses")
+    later = f"{waiting:,} {'waits' if waiting == 1 else 'wait'} for a block"
+    warn(f"{coins} of {total_sat:,} sat on {addresses}; {later}")
     return lines
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _write(file: Path, to: Path, lines: Sequence[str]) -> None:
     to.write_text("".join(lines), encoding="ascii")
+    if not lines:
+        return
     named = f"{quoted(file.parent)} ADDRESS --fee-rate SAT_PER_VB --coins {quoted(to)} --out sweep.txt"
     warn(f"Next: `paychan-signer sweep {named}`")
 
 
-async def _publish(file: Path, transaction: bytes) -> None:
+async def _publish(file: Path, transaction: CTransaction) -> None:
+    txid = bytes(transaction.GetTxid())
     async with _chain(file) as chain:
-        await chain.publish(transaction)
-    say(f"Broadcast {CTransaction.deserialize(transaction).GetTxid()[::-1].hex()}")
+        if not isinstance(chain, DebugChain) and await _is_confirmed(chain, transaction):
+            say(f"{txid[::-1].hex()} is confirmed already: nothing was broadcast")
+            return
+        await chain.publish(transaction.serialize())
+    say(f"Broadcast {txid[::-1].hex()}")
+
+
+async def _is_confirmed(chain: Chain, transaction: CTransaction) -> bool:
+    """Return whether an output of the transaction is unspent in the chain; one that can't be looked up is not."""
+    outpoints = [OutPoint(bytes(transaction.GetTxid()), number) for number in range(len(transaction.vout))]
+    try:
+        found = await chain.unspent(outpoints)
+    except ChainFailed:
+        return False
+    return any(coin.confirmations for coin in found.values())

@@ -29,6 +29,7 @@ from paychan.protocol.fees import ChainFees
 from paychan.protocol.moment import paying_time
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network, UnixTime
+from paychan.shared.called import quoted
 from paychan.shared.layout import Column, Value
 from paychan.shared.wording import clock, moment, sat
 from paychan.signer_client.base import SignerAbsent, SignerRefused
@@ -93,7 +94,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Settle the channels of the backup `offline`, and print the report; see `paychan.cli.operator.settle_command`."""
-    with _sentences():
+    with _sentences(config_file):
         if out_file is not None and out_file.exists():
             fail(f"{out_file} exists and is not overwritten: give another file")
         config, source = _configured(config_file, signer, network)
@@ -216,12 +217,13 @@ def _rate(options: SettleOptions, fees: ChainFees) -> str:
 
 
 @contextlib.contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(config_file: Path | None) -> Iterator[None]:
     """End the command with one sentence instead of a traceback."""
+    signer_settings = quoted(config_file.parent) if config_file else "signer.toml"
     try:
         yield
     except SignerAbsent as error:
-        fail(f"no signer at {error}. Start it: `paychan-signer FILE`")
+        fail(f"no signer at {error}. Start it: `paychan-signer {signer_settings}`")
     except SignerRefused as error:
         fail(f"the signer refuses: {error}")
     except ChainFailed as error:

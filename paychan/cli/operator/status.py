@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from paychan.cli.options import ConfigFile, find
 from paychan.cli.terminal import JsonOption, fail, say, show_facts, show_json, show_table, whole
+from paychan.shared.encoding import ReaderGone
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, relative, sat
 
@@ -78,10 +80,11 @@ def status(
     health = _ask(config, "GET", "/health", failed=_UNKNOWN)
     totals = _ask(config, "GET", "/totals", failed=_UNKNOWN)
     _judge_backup(health["backup"], backup_hours, health)
-    if as_json:
-        show_json({"status": health["status"], "health": health, "totals": totals})
-    else:
-        _show_status(health, totals)
+    with suppress(ReaderGone):  # a monitor that reads only the first line still gets the exit status
+        if as_json:
+            show_json({"status": health["status"], "health": health, "totals": totals})
+        else:
+            _show_status(health, totals)
     raise typer.Exit(_EXIT_STATUS[health["status"]])
 
 
