@@ -133,7 +133,9 @@ def _show(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {_show(each)}" for key, each in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_show, value)) + "]"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value).replace("'", '"') if isinstance(value, str) else str(value)  # a date as TOML has it
 
 
 def _key_and_reason(text: str, table: type[Struct], values: dict[str, Any]) -> tuple[str, str]:

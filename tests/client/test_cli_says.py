@@ -332,6 +332,8 @@ def test_fault_40_a_user_without_an_entry_gets_sentences(system: System, tmp_pat
         program = (
             "import os, importlib\n"
             f"for name in {MODULES}: importlib.import_module(name)\n"
+            "import pkgutil, typer._click as parts\n"
+            "for each in pkgutil.iter_modules(parts.__path__, parts.__name__ + '.'): importlib.import_module(each.name)\n"
             "os.setgid(54321); os.setuid(54321)\n"
             "from paychan.cli.main import main; main()"
         )

@@ -124,6 +124,16 @@ def test_refunds_equal_those_of_the_javascript_client(case: Case) -> None:
     assert abs(signed.fee_sat - wanted["fee"]) <= 2 * rate  # a signature has 70 to 72 bytes
 
 
+@pytest.mark.parametrize("rate", [1, 9])
+def test_a_refund_pays_its_rate_whatever_the_length_of_its_signature(rate: int) -> None:
+    """A signature has 70 to 72 bytes; with a fee for a shorter one, nodes do not relay a refund of 1 sat/vB."""
+    case = JS_CASES[0]
+    for number in range(60):
+        record = msgspec.structs.replace(record_of(case), funding_outpoint=f"{case.raw['funding_txid']}:{number}")
+        signed = refund(record, RefundTerms(rate, max_fee_sat=case.funding_sat, unchecked=True))
+        assert rate * signed.size <= signed.fee_sat <= rate * (signed.size + 2)
+
+
 @all_cases
 def test_keys_are_exported_as_wallets_import_them(case: Case) -> None:
     """The WIF of a channel's key equals that of bitcoinjs."""

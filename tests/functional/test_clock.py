@@ -57,7 +57,9 @@ def see(system: System, node: Node, offset: Path, ahead: int, *, at_start: bool)
     if at_start:
         system.restart_server()
     wait_for(lambda: [alarm["kind"] for alarm in health(system)["alarms"]] == ["clock"], "one alarm, of the clock")
-    assert "the newest block" in health(system)["frozen"][0]
+    wait_for(
+        lambda: "the newest block" in "".join(health(system)["frozen"]), "frozen, at the scan after the alarm at most"
+    )
     assert system.manage("GET", "/health").status_code == 503
     assert code(customer.pay(OPENING_SAT + 1)) == (503, "chain_unavailable")
     seen = health(system)["watcher_last_look"]

@@ -247,7 +247,7 @@ def test_fault_81_up_takes_the_name_of_a_network(deployed: Path, tmp_path: Path)
         cwd=tmp_path,
     ).strip()
 
-    assert "nowhere/signer.toml: no such file" in output
+    assert "nowhere: no such file" in output
     assert Path(shipped).is_relative_to(deployed.parent)
     assert (Path(shipped) / "server.toml").is_file()
 

@@ -303,7 +303,7 @@ def test_threat_24_a_coin_of_the_reserve_pays_the_missing_fee(tmp_path: Path) ->
         program = Path(sys.executable).with_name("paychan")
         command = [program, "status", system.server_file]
         said = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout
-        assert f"to fill it, pay to {reserve}" in said
+        assert reserve in said
         coin = node.fund(reserve, 50_000)
         customer = Customer(system, node)
         customer.fund()

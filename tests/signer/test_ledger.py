@@ -313,7 +313,7 @@ def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None
         ended = subprocess.run([COMMAND, file], capture_output=True, text=True, check=False, timeout=30)
 
         assert ended.returncode == 2
-        assert f"paychan-signer: {file}: state_dir: {tmp_path}/signer.ledger is in use by another sig" in ended.stderr
+        assert f"paychan-signer: {file}: state_dir: {tmp_path}/signer.ledger is in use by process" in ended.stderr
         assert "Traceback" not in ended.stderr
         assert not (tmp_path / "second.sock").exists()
         assert ask(running.socket, Health(1)) == HEALTHY

@@ -45,5 +45,5 @@ def test_fault_74_no_seed_is_created_beside_traces_of_a_signer(tmp_path: Path, t
     result = run(place, "init", "--destination", "seed", "--words-file", str(tmp_path / "words"))
 
     assert result.status == 2
-    assert "recover FILE" in result.output
+    assert f"recover {place.file}" in result.output
     assert sorted({*tmp_path.iterdir()} - {place.file}) == [each for each in before if each != place.file]

@@ -76,7 +76,16 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
     script = refund_script(record, terms.address)
     total_sat = sum(coin.value_sat for coin in coins)
     inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
-    size = sign_refunds(record.key, record.terms, inputs, script, Sat(0)).size
+    signed, size = sign_refunds(record.key, record.terms, inputs, script, Sat(0)), 0
+    while signed.size > size:  # signatures have 70 to 72 bytes: the last transaction may be longer than the one before
+        size = signed.size
+        fee_sat = _allowed_fee(total_sat, size, script, terms)
+        signed = sign_refunds(record.key, record.terms, inputs, script, fee_sat)
+    return signed
+
+
+def _allowed_fee(total_sat: int, size: int, script: bytes, terms: RefundTerms) -> Sat:
+    """Return the fee of a refund with this size. Raises `FundingTooSmall` and `FeeTooHigh` as `refund`."""
     fee_sat = Sat(size * terms.sat_per_vb)
     least_sat = least_relayed_sat(script)  # independent of the server's dust limit
     if total_sat - fee_sat < least_sat:
@@ -87,7 +96,7 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
         if terms.max_fee_sat is not None:
             rule = "your own limit"
         raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule)
-    return sign_refunds(record.key, record.terms, inputs, script, fee_sat)
+    return fee_sat
 
 
 def most_fee_sat(total_sat: int, size: int) -> Sat:
