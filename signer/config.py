@@ -210,6 +210,11 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.state_dir / "signer.audit"
 
     @property
+    def sweeps_path(self) -> Path:
+        """File with one line of JSON for each sweep that was signed."""
+        return self.state_dir / "signer.sweeps"
+
+    @property
     def heartbeat_path(self) -> Path:
         """File whose modification time is that of the operator's last heartbeat."""
         return self.state_dir / "signer.heartbeat"

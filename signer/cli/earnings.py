@@ -7,6 +7,7 @@ taken over can't use them.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,10 +19,12 @@ from rich.markup import escape
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError
+from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import Network
 from paychan.shared.called import quoted
 from paychan.shared.encoding import write_out
 from paychan.shared.layout import Column
+from paychan.shared.wording import clock
 from signer.cli.options import (
     CommandFailed,
     ConfigFile,
@@ -39,10 +42,11 @@ from signer.keys.payout import Payout
 from signer.keys.ring import KeysFailed, KeySource
 from signer.ledger.base import LedgerFailed
 from signer.ledger.signed import Signed, signed_settlements
-from signer.secret.file import write_new
+from signer.secret.file import PrivateFileError, append_line, write_new
 from signer.seed.open import (
     config_with_seed,
     existing_seeds,
+    now,
     passphrase_sources,
     refuse_another_token,
     refuse_new_token_keys,
@@ -129,6 +133,7 @@ def sweep(
                 msg = "nothing was signed"
                 raise CommandFailed(msg)
             transaction = asyncio.run(chosen.sign())
+        _note(chosen, transaction, address, config)
         if out_file is None:
             write_out(transaction.transaction.hex() + "\n")
             return
@@ -229,3 +234,22 @@ def _show_sweep(sweep: Sweep, address: str, listed: int) -> None:
     pays_sat = sweep.value_sat - sweep.fee_sat
     err.print(f"  pays    {escape(address)}  {pays_sat:,} sat", soft_wrap=True)
     err.print(f"  fee     {sweep.fee_sat:,} sat for at most {sweep.size:,} vB; all signatures are SIGHASH_ALL")
+
+
+def _note(sweep: Sweep, signed: Settlement, address: str, config: SignerConfig) -> None:
+    """Keep a line about a signed sweep. A failure is said, and the sweep goes on: the coins are the operator's."""
+    txid = signed.txid[::-1].hex()
+    about = {
+        "at": clock(now()),
+        "txid": txid,
+        "spends": [str(coin.outpoint) for coin, _ in sweep.coins],
+        "pays": address,
+        "pays_sat": sweep.value_sat - sweep.fee_sat,
+        "fee_sat": sweep.fee_sat,
+    }
+    try:
+        append_line(config.sweeps_path, json.dumps(about).encode())
+    except PrivateFileError as error:
+        err.print(f"  signed  {txid}; no line about it was kept: {escape(str(error))}", soft_wrap=True)
+        return
+    err.print(f"  signed  {txid}; {escape(str(config.sweeps_path))} keeps a line about it", soft_wrap=True)

@@ -80,6 +80,23 @@ def write_new(path: Path, content: bytes | bytearray) -> None:
         raise _failed(path, error) from None
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line durably to a file of mode 0600, which is made if it is missing.
+
+    Raises:
+        PrivateFileError: it can't be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise _failed(path, error) from None
+
+
 def create_private(path: Path, content: bytes) -> None:
     """Create a file atomically. The caller holds `exclusively`.
 

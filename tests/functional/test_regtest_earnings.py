@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from bitcoin.core import CTransaction
 
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.types import Network
+from signer.config import load_signer_config
 from signer.keys.payout import GAP_LIMIT, Wallet, checksum, parse_payout
 from tests.lib.customer import OPENING_SAT, Customer, CustomerV2
 from tests.lib.electrumx import ElectrumX
@@ -128,21 +130,31 @@ def test_fault_47_earnings_on_derived_addresses_are_listed_and_swept(mode: str, 
 
 
 def test_fault_47_a_sweep_shows_what_it_signs_and_asks(node: Node, tmp_path: Path) -> None:
-    """Inputs, destination, amount and fee are shown; only "yes" signs; without a terminal --yes is needed."""
+    """Inputs, destination, amount and fee are shown; only a yes signs, and a line about it is kept; without a terminal --yes is needed."""
     with running(tmp_path / "system", node) as system:
         (paid,) = settled(system, node, (CustomerV2,))
         coins, sweep, to = found_coins(system, tmp_path), tmp_path / "sweep.txt", node.address()
     order = ["sweep", system.signer_file, to, "--fee-rate", "2", "--coins", coins, "--out", sweep]
     outpoint = coins.read_text().split()[0]
-    for answer, status in (("no", 2), ("", 2), ("yes", 0)):
+    kept = load_signer_config(system.signer_file).sweeps_path
+    for answer, status in (("no", 2), ("perhaps", 2), ("Y", 0)):
         with PseudoTerminal([SCRIPTS / "paychan-signer", *map(str, order)]) as terminal:
             terminal.read_until("Sign this")
             assert not sweep.exists()
+            assert not kept.exists()
             terminal.enter(answer)
+            if answer == "perhaps":
+                terminal.read_until("Type yes or no.*yes or no: ")
+                terminal.enter("")
+                terminal.read_until("Type yes or no.*yes or no: ")
+                terminal.enter("n")
             assert terminal.wait() == status
         for fact in (outpoint, f"{paid:,} sat", to, "SIGHASH_ALL"):
             assert fact in terminal.text
     assert node.rpc("testmempoolaccept", [sweep.read_text().strip()])[0]["allowed"]
+    (line,) = map(json.loads, kept.read_text().splitlines())
+    assert line["txid"] == CTransaction.deserialize(bytes.fromhex(sweep.read_text())).GetTxid()[::-1].hex()
+    assert (line["spends"], line["pays"], line["pays_sat"] + line["fee_sat"]) == ([outpoint], to, paid)
     assert "--yes" in run("paychan-signer", *order, status=2)
 
 
