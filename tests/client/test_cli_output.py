@@ -13,6 +13,8 @@ import pytest
 from paychan.cli.payer.chain import OwnChain
 from paychan.cli.payer.terminal import advice
 from paychan.client import PaymentPending
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar
+from tests.client.test_cli_says import opened
 from tests.lib.signer_process import COMMAND
 from tests.lib.system import System
 
@@ -120,3 +122,17 @@ def test_printed_commands_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert OwnChain("", None, "ssl://own:1", None).words == ()
     given = OwnChain("http://own:2", Path("my cookie"), "", None)
     assert given.words == ("--node", "http://own:2", "--credentials", "my cookie")
+
+
+@pytest.mark.parametrize("left_sat", [1_500, 1_700])
+def test_the_next_payment_is_one_that_the_rest_allows(wallet: Path, left_sat: int) -> None:
+    """With less left than the example and the smallest change, the next step closes the channel."""
+    with Liar() as liar, pytest.MonkeyPatch.context() as place:
+        place.setenv("PAYCHAN_WALLET", str(wallet))
+        name = opened(liar.url)
+        run("channel", "pay", name, FUNDING_SAT - OPEN_PRICE_SAT - left_sat, wallet=wallet)
+        shown = run("channel", "status", name, "--offline", wallet=wallet).stdout
+        words = shown.rpartition("channel ")[2].split()
+
+        assert words == (["pay", name, "1000"] if left_sat == 1_700 else ["close", name])
+        assert run("channel", *words, wallet=wallet).returncode == 0
