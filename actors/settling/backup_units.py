@@ -27,7 +27,7 @@ from paychan.protocol.channel import (
 from paychan.protocol.channel import Outcome as Judgement
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.state_machine import apply
-from paychan.protocol.types import OutPoint
+from paychan.protocol.types import OutPoint, Sat
 from paychan.protocol.wire.signer_messages import Newest
 from paychan.signer_client.base import Signer, news
 
@@ -37,6 +37,7 @@ _ENDED = (State.CLOSED, State.LOST)
 class Outcome(Enum):
     """The result for a channel."""
 
+    PLANNED = "planned"  # nothing was signed
     SIGNED = "signed"
     PUBLISHED = "published"
     WAITING = "waiting"  # a settlement by the server's branch is already in the mempool
@@ -48,6 +49,14 @@ class Outcome(Enum):
     LOST = "lost"  # another transaction spent the coins before the backup was made
 
 
+class Plan(Struct, frozen=True):
+    """A settlement that was not signed: the first channel that it would settle, its fee, and where it would pay."""
+
+    first: OutPoint
+    fee_sat: Sat
+    destination_script: bytes
+
+
 class Result(Struct, frozen=True):
     """A channel and its outcome; `txid` is of the transaction that spent the coins, `reason` says why there is none."""
 
@@ -56,6 +65,8 @@ class Result(Struct, frozen=True):
     settlement: Settlement | None = None
     txid: bytes = b""
     reason: str = ""
+    plan: Plan | None = None
+    """The settlement that would be signed, if nothing is."""
 
 
 class Unit(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Settling from a backup: plans each settlement, lets the running signer sign, and broadcasts on request.
+"""Settling from a backup: plans each settlement; on request, the running signer signs it, and the chain gets it.
 
 This runs without server and store, because their machine may be lost. `settlement_plan.plan` decides, as for the
 server; the reserve stays as it is, for without a store two settlements could choose the same coin. Every step may be
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from actors.settling.backup_units import Outcome, Result, Unit, stored_settlement
+from actors.settling.backup_units import Outcome, Plan, Result, Unit, stored_settlement
 from actors.settling.signing import destination_of, sign, sign_child
 from paychan.chain.base import Chain, ChainFailed, Spend
 from paychan.protocol.channel import Channel, View
@@ -48,11 +48,24 @@ _FUNDED_BEFORE_SECONDS = 14 * 86_400
 
 
 class Settler:
-    """Settles units. `chain` is read and used for broadcasts only when publishing; None: no broadcast."""
+    """Settles units. `chain` is read and used for broadcasts only when publishing; None: no broadcast.
 
-    def __init__(self, signer: Signer, chain: Chain | None, view: View, fees: ChainFees, fee_rate: int | None) -> None:
+    Without `signs` nothing is signed: the signer would remember it, and the server would close the channels.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        chain: Chain | None,
+        view: View,
+        fees: ChainFees,
+        fee_rate: int | None,
+        *,
+        signs: bool = True,
+    ) -> None:
         self._signer = signer
         self._chain = chain
+        self._signs = signs
         self._conditions = Conditions(view.rules, view.now, fees, fee_rate, follows_curve=False)
 
     async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Result]:
@@ -143,10 +156,12 @@ class Settler:
     async def _carry_out(self, unit: Unit, spends: Spends) -> list[Result]:
         """Make the attempts until one succeeds. Raises `NotEconomical`, `SignerRefused`: there is no settlement."""
         reason = ""
-        for attempt in plan(
-            unit.members, await destination_of(unit.members[0], self._signer), spends, self._conditions
-        ):
+        script = await destination_of(unit.members[0], self._signer)
+        for attempt in plan(unit.members, script, spends, self._conditions):
             match attempt:
+                case Sign() if not self._signs:
+                    planned = Plan(unit.members[0].outpoint, attempt.fee_sat, script)
+                    return [Result(member, Outcome.PLANNED, plan=planned) for member in unit.members]
                 case Sign():
                     return await self._broadcast(unit, await self._sign(attempt, unit))
                 case ChildPays():

@@ -134,7 +134,7 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
         node.mine_only(refund)
 
         transactions = tmp_path / "transactions"
-        looked = settled(backup, system.server_file, "--out", transactions)
+        looked = settled(backup, system.server_file, "--sign", "--out", transactions)
         assert not waiting(node)
         assert transactions.read_text().split() == looked["transactions"]
         found = by_channel(looked)
@@ -168,6 +168,29 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
             assert re.search(rf"{customer.outpoint} .* settled .* {found[str(customer.outpoint)]['txid']}", output)
         assert not waiting(node)
         assert node.rpc("gettxout", tiny.outpoint.txid_hex, tiny.outpoint.vout) is not None
+
+
+def test_a_plan_signs_nothing_and_closes_no_channel(tmp_path: Path) -> None:
+    """Without --sign and --publish the signer logs and remembers no signature: the server goes on with its channels."""
+    with market(tmp_path) as (system, node):
+        customer, other = opened(Customer(system, node)), opened(Customer(system, node))
+        backup = Path(system.manage("POST", "/backups").json()["path"])
+        system.kill_server()
+
+        answer = settled(backup, system.server_file)
+        assert answer["transactions"] == []
+        for each in (customer, other):
+            fate = by_channel(answer)[str(each.outpoint)]
+            assert (fate["outcome"], fate["txid"], fate["received_sat"]) == ("planned", None, OPENING_SAT)
+            assert fate["fee_sat"] > 0
+            assert node.rpc("validateaddress", fate["destination"])["isvalid"]
+        assert '"signed"' not in (system.state / "signer.audit").read_text()
+
+        system.start_server()
+        wait_for(lambda: customer.pay(OPENING_SAT + 1).status_code == 200, "paid")
+        assert other.record["status"] == "open"
+        assert system.server is not None
+        assert "older than the signer's claim" not in system.server.text()
 
 
 def test_fee_rate_raises_fees_but_never_lowers_them(tmp_path: Path) -> None:
@@ -279,8 +302,10 @@ def test_the_examples_of_the_help_text_work(rest: AfterDisaster, words: list[str
         "transactions.txt": rest.place / "transactions.txt",
     }
     output = paychan(*(ours.get(word, word) for word in words))
-    assert output.count(" published " if "--publish" in words else " signed ") == 2
-    assert ("Nothing was broadcast" in output) == ("--publish" not in words)
+    outcome = "published" if "--publish" in words else "signed" if "--sign" in words else "planned"
+    assert output.count(f" {outcome} ") == 2
+    assert ("nothing was broadcast" in output) == (outcome == "signed")
+    assert ("nothing was signed or broadcast" in output) == (outcome == "planned")
     if "--out" in words:
         lines = (rest.place / "transactions.txt").read_text().split()
         assert [len(CTransaction.deserialize(bytes.fromhex(line)).vin) for line in lines] == [1, 1]
@@ -288,9 +313,9 @@ def test_the_examples_of_the_help_text_work(rest: AfterDisaster, words: list[str
 
 def test_without_a_configuration_the_signer_alone_is_enough(rest: AfterDisaster) -> None:
     """At a given rate, both forms sign the same transactions: no server, no store, no node."""
-    with_config = json.loads(rest.says("--offline", rest.backup, "--config", rest.config, "--fee-rate", 50, "--json"))
-    where = ("--signer", rest.socket, "--network", "debug")
-    without = json.loads(rest.says("--offline", rest.backup, *where, "--fee-rate", 50, "--json"))
+    options = ("--offline", rest.backup, "--sign", "--fee-rate", 50, "--json")
+    with_config = json.loads(rest.says(*options, "--config", rest.config))
+    without = json.loads(rest.says(*options, "--signer", rest.socket, "--network", "debug"))
     assert without == with_config
     assert len(without["transactions"]) == 2
     assert not (rest.system.state / "store").exists()
@@ -324,6 +349,7 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: AfterDisaster, tmp_p
         (("--offline", damaged, *config), 1, f"{damaged} is not a backup, or is damaged"),
         (("--offline", tmp_path / "none", *config), 1, "none: No such file or directory; check the path"),
         ((*offline, "--config", tmp_path / "none"), 2, "none: no such file. This command reads"),
+        ((*offline, *config, "--out", tmp_path / "new"), 2, "--out writes signed transactions: add --sign"),
         ((*offline, *config, "--out", there), 1, f"{there} exists and is not overwritten: give another file"),
         (
             (*offline, *config, "--signer", there),

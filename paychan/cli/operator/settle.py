@@ -24,6 +24,7 @@ from paychan.cli.operator.beside import running_server
 from paychan.cli.terminal import err, fail, say, show_json, show_table
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
+from paychan.protocol.address import encode_address
 from paychan.protocol.channel import Channel, View
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.moment import paying_time
@@ -51,7 +52,11 @@ _SUMMED_UP = {
 """Outcomes that share one line, because their channels have no details."""
 
 _NEXT = {
-    Outcome.SIGNED: "Nothing was broadcast. Use --publish, or --out FILE and any node: bitcoin-cli sendrawtransaction HEX",
+    Outcome.PLANNED: "Channels that are planned: nothing was signed or broadcast; the signer's limits may lower these fees. "
+    "--publish signs and broadcasts; --sign signs, and the server that runs next closes the channels",
+    Outcome.SIGNED: "Channels that are signed: nothing was broadcast, but the signer remembers its signatures, and the "
+    "server that runs next closes the channels. Use --publish, or --sign --out FILE and any node: bitcoin-cli "
+    "sendrawtransaction HEX",
     Outcome.WAITING: "Some already wait for a block: --fee-rate SAT_PER_VB raises their fees",
     Outcome.REFUSED: "Some were refused. If the fee is the reason, --fee-rate SAT_PER_VB raises it; then try again",
 }
@@ -66,6 +71,7 @@ class SettleOptions(Struct, frozen=True):
     """Path of the configuration; "": no file, and no chain."""
     fee_rate: int | None
     publish: bool
+    sign: bool
 
 
 class Report(Struct, frozen=True):
@@ -74,12 +80,17 @@ class Report(Struct, frozen=True):
     manifest: Manifest
     rate: str
     results: list[Result]
+    network: Network
 
     @property
     def transactions(self) -> list[str]:
         """The raw settlements of this run, without duplicates."""
         made = [result.settlement for result in self.results if result.settlement and result.outcome in _OFFERED]
         return list(dict.fromkeys(settlement.transaction.hex() for settlement in made))
+
+    def destination(self, result: Result) -> str:
+        """The address to which a planned settlement would pay; "": it is not only planned."""
+        return encode_address(result.plan.destination_script, self.network) if result.plan else ""
 
 
 def run(
@@ -90,6 +101,7 @@ def run(
     fee_rate: int | None,
     out_file: Path | None,
     *,
+    sign: bool,
     publish: bool,
     as_json: bool,
 ) -> None:
@@ -97,10 +109,12 @@ def run(
     with _sentences(config_file):
         if out_file is not None and out_file.exists():
             fail(f"{out_file} exists and is not overwritten: give another file")
+        if out_file is not None and not (sign or publish):
+            fail("--out writes signed transactions: add --sign. The signer remembers what it signs", status=2)
         config, source = _configured(config_file, signer, network)
         if publish and not source:
             fail("--publish needs --config FILE, which names the node", status=2)
-        report = _settle(SettleOptions(offline, config, source, fee_rate, publish))
+        report = _settle(SettleOptions(offline, config, source, fee_rate, publish, sign or publish))
         if out_file is not None:
             out_file.write_text("".join(f"{line}\n" for line in report.transactions), encoding="ascii")
         _print_json(report) if as_json else _print(report)
@@ -166,11 +180,13 @@ async def _settle_channels(options: SettleOptions, manifest: Manifest, channels:
         now, fees = await _moment(chain)
         view = View(now, options.config.rules)
         units, results = sort_out(await up_to_date(channels, signer, view), view)
-        settler = Settler(signer, chain if options.publish else None, view, fees, options.fee_rate)
-        with _progress("settling", sum(len(unit.members) for unit in units)) as progress:
+        to = chain if options.publish else None
+        settler = Settler(signer, to, view, fees, options.fee_rate, signs=options.sign)
+        doing = "settling" if options.sign else "planning"
+        with _progress(doing, sum(len(unit.members) for unit in units)) as progress:
             results += await settler.settle_all(units, progress)
     results.sort(key=lambda result: (result.channel.terms.expiry.lock_time, result.channel.outpoint.serialize()))
-    return Report(manifest, _rate(options, fees), results)
+    return Report(manifest, _rate(options, fees), results, Network(options.config.network))
 
 
 async def _check_signer(signer: UnixSigner, network: str) -> None:
@@ -190,7 +206,9 @@ async def _chain(options: SettleOptions) -> Chain | None:
         return await open_chain(options.config, options.source)
     except StartError as error:
         if options.publish:
-            fail(f"{error}. Without --publish, --out FILE writes the transactions for broadcast by any other node")
+            fail(
+                f"{error}. Instead of --publish, --sign --out FILE writes the transactions for broadcast by any other node"
+            )
         err.print(f"[yellow]no fee estimate:[/yellow] {escape(str(error))}", soft_wrap=True)
         return None
 
@@ -261,8 +279,11 @@ def _print(report: Report) -> None:
         found = [result for result in report.results if result.outcome is outcome]
         if found:
             say(f"{_sum(found)}: {text}")
-    fees = {result.settlement.txid: result.settlement.fee_sat for result in shown if result.settlement}
+    fees = {_transaction(result): _fee_sat(result) for result in shown if _fee_sat(result)}
     say(f"{_sum(shown)} above, for fees of {sat(sum(fees.values()))}; fee rate: {report.rate}")
+    destinations = dict.fromkeys(filter(None, map(report.destination, shown)))
+    if destinations:
+        say(f"Planned settlements would pay to {', '.join(destinations)}")
     say(f"Payments received after {moment(report.manifest.created_at)} are not in the backup.")
     for outcome, text in _NEXT.items():
         if any(result.outcome is outcome for result in shown):
@@ -278,12 +299,12 @@ def _show_results(results: Sequence[Result]) -> None:
         Column("outcome"),
         Column("by txid"),
     )
-    rows, shown = [], set[bytes]()
+    rows, shown = [], set[object]()
     for result in results:
         fee = ""
-        if result.settlement is not None:
-            fee = f"{result.settlement.fee_sat:,}" if result.txid not in shown else "together"
-        shown.add(result.txid)
+        if result.settlement is not None or result.plan is not None:
+            fee = f"{_fee_sat(result):,}" if _transaction(result) not in shown else "together"
+        shown.add(_transaction(result))
         rows.append(
             (
                 str(result.channel.outpoint),
@@ -297,8 +318,23 @@ def _show_results(results: Sequence[Result]) -> None:
     show_table(columns, rows)
 
 
+def _transaction(result: Result) -> object:
+    """Return the key of a result's transaction: its txid, or the first channel of a planned one."""
+    return result.plan.first if result.plan is not None else result.txid
+
+
+def _fee_sat(result: Result) -> int:
+    paid = result.settlement or result.plan
+    return paid.fee_sat if paid is not None else 0
+
+
 def _described(result: Result) -> Value:
-    colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(result.outcome, "green")
+    colour = {
+        Outcome.REFUSED: "red",
+        Outcome.REFUNDED: "red",
+        Outcome.WAITING: "yellow",
+        Outcome.PLANNED: "yellow",
+    }.get(result.outcome, "green")
     return Value(f"{result.outcome.value}: {result.reason}" if result.reason else result.outcome.value, colour)
 
 
@@ -309,7 +345,8 @@ def _print_json(report: Report) -> None:
             "expires": result.channel.terms.expiry.lock_time,
             "received_sat": result.channel.received_sat,
             "outcome": result.outcome.value,
-            "fee_sat": result.settlement.fee_sat if result.settlement else None,
+            "fee_sat": _fee_sat(result) or None,
+            "destination": report.destination(result) or None,
             "txid": result.txid[::-1].hex() or None,
             "reason": result.reason or None,
         }

@@ -16,7 +16,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
   paychan settle --offline NEWEST.backup --config config/live/server.toml --publish
 
-  paychan settle --offline NEWEST.backup --signer signer.sock --network live --out transactions.txt
+  paychan settle --offline NEWEST.backup --signer signer.sock --network live --sign --out transactions.txt
 """
 
 
@@ -30,18 +30,29 @@ def settle(
     fee_rate: Annotated[
         int | None, typer.Option(min=1, help="Satoshi per virtual byte. \\[default: the server's rate at this time]")
     ] = None,
+    sign: Annotated[
+        bool,
+        typer.Option(
+            "--sign",
+            help="Sign and show the transactions. The signer remembers them, and the server that runs next closes the "
+            "channels",
+        ),
+    ] = False,
     publish: Annotated[
-        bool, typer.Option("--publish", help="Broadcast the transactions through the configured chain")
+        bool, typer.Option("--publish", help="Sign, and broadcast the transactions through the configured chain")
     ] = False,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one per line in hex")
+        Path | None,
+        typer.Option(
+            "--out", help="With --sign or --publish: write the raw transactions to a new file, one per line in hex"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Settle every channel of a backup without a server: for a machine whose disk failed. The signer must be running.
 
-    Without --publish nothing is broadcast. The same command may be repeated: settled channels are not settled again.
+    Without --sign and --publish it shows the plan, and nothing is signed or broadcast. The same command may be repeated: settled channels are not settled again.
     """
     from paychan.cli.operator.settle import run
 
-    run(offline, config_file, signer, network, fee_rate, out_file, publish=publish, as_json=as_json)
+    run(offline, config_file, signer, network, fee_rate, out_file, sign=sign, publish=publish, as_json=as_json)
