@@ -44,6 +44,7 @@ from paychan.client.errors import (
     PaymentPending,
     PaymentRefused,
     ProxyUnusable,
+    RecordNotWritten,
     Refused,
     ServerFailed,
     ServerMisbehaved,
@@ -55,6 +56,7 @@ from paychan.client.errors import (
     WalletError,
     WouldLeaveDust,
     WouldTakeBack,
+    WrongNumber,
     WrongState,
 )
 from paychan.client.flows.close import Settled
@@ -114,6 +116,7 @@ __all__ = [
     "PaymentRefused",
     "ProxyUnusable",
     "Receipt",
+    "RecordNotWritten",
     "RefundTerms",
     "Refused",
     "ServerFailed",
@@ -129,5 +132,6 @@ __all__ = [
     "WalletError",
     "WouldLeaveDust",
     "WouldTakeBack",
+    "WrongNumber",
     "WrongState",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from msgspec import structs
 
+from paychan.client.amounts import satoshi, whole
 from paychan.client.channel_base import ChannelBase, TransportSettings
 from paychan.client.coins import Deposit, parse_outpoint
 from paychan.client.flows import close as closing
@@ -93,7 +94,9 @@ class Channel(ChannelBase):
         """Ask the server which outputs fund the channel. Only a node of the payer's own can verify the answer."""
         return self._run(funding.outputs, self._settings.patience)
 
-    def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
+    def wait_funded(
+        self, timeout_seconds: float | None = None, watcher: Watcher | None = None, *, enough_sat: int | None = None
+    ) -> FundingOutput:
         """Poll the server until an output funds the channel and is deep enough in the chain.
 
         An output of at least `amount_sat` is recorded, with its signed refund, as soon as the server lists it. The
@@ -103,19 +106,21 @@ class Channel(ChannelBase):
         Args:
             timeout_seconds: sum of the pauses between two requests; 0 asks once, None waits without limit.
             watcher: called with the result of every request.
+            enough_sat: least output to accept if its value is proven; default: `amount_sat`. For debug funding, in
+                which there are no coins, the default is the least that opens the channel.
 
         Raises:
             FundingMissing: no such output within `timeout_seconds`.
             FundingNotTold: the server does not offer this request; use `fund`.
         """
-        return self._run(funding.wait, self._settings.patience, timeout_seconds, watcher)
+        return self._run(funding.wait, self._settings.patience, timeout_seconds, watcher, enough_sat)
 
     def open(self, amount_sat: int | None = None) -> Receipt:
         """Open the channel with a first payment; default: the server's open price.
 
         Raises:
             WrongState: not funded, or already open.
-            TermsUnacceptable: less than the open price.
+            WrongNumber, TermsUnacceptable: not a whole number, or less than the open price.
             Unacknowledged: an opening payment of another amount was sent and got no answer.
             InsufficientFunds, WouldLeaveDust, OverLimit: the amount does not fit the funding or the payer's limit.
             Refused, Unreachable, ServerMisbehaved: see `paychan.client.errors`.
@@ -129,7 +134,8 @@ class Channel(ChannelBase):
         once; `Receipt.earlier` is its receipt. If it fails again, nothing new is paid, and the error says so.
 
         Raises:
-            WrongState, InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: declined; nothing was signed.
+            WrongNumber, WrongState, InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: declined; nothing was
+                signed.
             Unreachable: no answer within the time limit. The payment is kept; `pay` or `resume` sends it again.
             PaymentPending: the application has not answered for the payment yet, which is kept likewise.
             Refused, ServerMisbehaved: see `paychan.client.errors`.
@@ -158,10 +164,10 @@ class Channel(ChannelBase):
         """
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
         limits, patience = self._settings.limits, self._settings.patience
-        _, earlier = self._run(paying.finish_earlier, amount_sat, limits, patience)
-        if times > 1 and not application_data:
+        _, earlier = self._run(paying.finish_earlier, series.amount_sat, limits, patience)
+        if series.times > 1 and not application_data:
             done, receipt = self._run(streaming.pay_series, series, limits, patience)
-        while done < times or receipt is None:
+        while done < series.times or receipt is None:
             receipt = self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
@@ -184,7 +190,7 @@ class Channel(ChannelBase):
 
         The output (`txid:vout`) and its value come from the payer's own view of the chain.
         """
-        return self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))
+        return self._run(recovery.coins_at, parse_outpoint(outpoint), satoshi(value_sat, "value_sat"))
 
     def spent(self, txid: str) -> ChannelRecord:
         """Record the transaction that spent the funding, as the payer's own view of the chain shows it.
@@ -273,8 +279,10 @@ class AsyncChannel(ChannelBase):
     async def funding(self) -> tuple[FundingOutput, ...]:
         return await self._run(funding.outputs, self._settings.patience)
 
-    async def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
-        return await self._run(funding.wait, self._settings.patience, timeout_seconds, watcher)
+    async def wait_funded(
+        self, timeout_seconds: float | None = None, watcher: Watcher | None = None, *, enough_sat: int | None = None
+    ) -> FundingOutput:
+        return await self._run(funding.wait, self._settings.patience, timeout_seconds, watcher, enough_sat)
 
     async def open(self, amount_sat: int | None = None) -> Receipt:
         return await self._run(paying.open_channel, amount_sat, self._settings.limits, self._settings.patience)
@@ -296,10 +304,10 @@ class AsyncChannel(ChannelBase):
     ) -> Receipt:
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
         limits, patience = self._settings.limits, self._settings.patience
-        _, earlier = await self._run(paying.finish_earlier, amount_sat, limits, patience)
-        if times > 1 and not application_data:
+        _, earlier = await self._run(paying.finish_earlier, series.amount_sat, limits, patience)
+        if series.times > 1 and not application_data:
             done, receipt = await self._run(streaming.pay_series, series, limits, patience)
-        while done < times or receipt is None:
+        while done < series.times or receipt is None:
             receipt = await self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
@@ -315,7 +323,7 @@ class AsyncChannel(ChannelBase):
         return await self._run(recovery.keep_refund, terms)
 
     async def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
-        return await self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))
+        return await self._run(recovery.coins_at, parse_outpoint(outpoint), satoshi(value_sat, "value_sat"))
 
     async def spent(self, txid: str) -> ChannelRecord:
         return await self._run(recovery.spent, txid)
@@ -344,6 +352,7 @@ class AsyncChannel(ChannelBase):
 
 
 def _series(amount_sat: int, times: int, every_seconds: float, watcher: streaming.Watcher | None) -> streaming.Series:
+    amount_sat, times = whole(amount_sat, "amount_sat"), whole(times, "times")
     if amount_sat <= 0 or times < 1:
         msg = f"{times} payments of {amount_sat} sat: want at least one of 1 sat"
         raise ValueError(msg)

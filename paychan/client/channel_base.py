@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, structs
 
+from paychan.client.amounts import whole
 from paychan.client.errors import TermsUnacceptable
 from paychan.client.flows import refund as recovery
 from paychan.client.flows.refund import RefundTerms
@@ -66,8 +67,8 @@ class ChannelBase:
         The URI gives whole bitcoins.
         """
         amount = self.amount_sat if amount_sat is None else amount_sat
-        whole, rest = divmod(amount, 100_000_000)
-        return f"bitcoin:{self.address}?amount={whole}.{rest:08d}"
+        coins, rest = divmod(whole(amount, "amount_sat"), 100_000_000)
+        return f"bitcoin:{self.address}?amount={coins}.{rest:08d}"
 
     def refund(
         self,
@@ -105,11 +106,11 @@ class ChannelBase:
         """Whether the file is unlocked, so that this object is of no use any more."""
         return not self._file.release.alive
 
-    def begins_funding(self) -> bool:
-        """Record that the coins are about to be sent; False if that was recorded before, or coins are known."""
+    def begins_funding(self, amount_sat: int) -> bool:
+        """Record that coins of `amount_sat` are about to be sent; False if it was recorded before, or coins are known."""
         if self.record.funding_asked or self.record.held:
             return False
-        self._keep(structs.replace(self.record, funding_asked=True))
+        self._keep(structs.replace(self.record, funding_asked=True, meant_sat=Sat(amount_sat)))
         return True
 
     def _keep(self, record: ChannelRecord) -> None:

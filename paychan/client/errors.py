@@ -107,7 +107,9 @@ class CountedLess(ServerMisbehaved):
 
     code = "counted_less"
     text = (
-        "server misbehaved: {what}: got {got}, want {want}, unless another copy of this wallet has paid the rest before"
+        "the payment counted, but only {got} sat of its {want} sat as new. In all {total_sat} sat are paid now, and "
+        "{left_sat} sat are left. Don't repeat the payment. Another copy of this wallet may have paid the rest before; "
+        "if there is none, the server counts wrongly"
     )
 
 
@@ -120,6 +122,12 @@ class Declined(ClientError):
 
 class TermsUnacceptable(Declined):
     code, text = "terms_unacceptable", "terms not acceptable: {what} is {got}, want {want}"
+
+
+class WrongNumber(Declined, TypeError):
+    """A value of the wrong type for a number: amounts are whole satoshi."""
+
+    code, text = "wrong_number", "{what} is {got}, want {want}"
 
 
 class FundingTooSmall(Declined):
@@ -219,6 +227,12 @@ class AmbiguousName(NoSuchChannel):
 
 class ChannelInUse(WalletError):
     code, text = "channel_in_use", "channel {name} is in use by another program"
+
+
+class RecordNotWritten(WalletError):
+    """A record that no reader could read again. The file stays as it was."""
+
+    code, text = "record_not_written", "{path} stays as it was, because the new record is not valid: {reason}"
 
 
 class DamagedFile(WalletError):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, structs
 
+from paychan.client.amounts import whole
 from paychan.client.errors import ServerMisbehaved, TermsUnacceptable
 from paychan.protocol.errors import KeyReuse, Malformed
 from paychan.protocol.expiry import check_expiry
@@ -38,7 +39,11 @@ DUST_SAT = Sat(700)
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """Terms and amounts that a payer accepts from any server; amounts in satoshi."""
+    """Terms and amounts that a payer accepts from any server; amounts in satoshi.
+
+    Raises:
+        WrongNumber: a limit is not a whole number.
+    """
 
     open_price_sat: int = 250_000
     """Highest open price. It is paid even if the payer buys nothing."""
@@ -49,6 +54,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Longest period before the expiry in which the server may already close the channel."""
     payment_sat: int = 1_000_000
     """Largest single payment, draining included, against typing errors."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            structs.force_setattr(self, name, whole(getattr(self, name), name))
 
 
 class Agreement(Struct, frozen=True):

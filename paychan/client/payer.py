@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, Self
 
 from paychan.client.channel import AsyncChannel, Channel
+from paychan.client.flows.find import least_sat
 from paychan.client.limits import Limits
 from paychan.client.payer_base import DEFAULT_HOURS, PayerBase
 from paychan.client.record import ChannelRecord, State
@@ -160,7 +161,9 @@ class Payer(PayerBase):
         Raises:
             FundingMissing: the coins are not there yet; the text names the address. Call again later.
             ChannelInUse: another process uses the only channels of this server.
-            TermsUnacceptable: the server's terms are outside the limits, or `amount_sat` does not suffice.
+            TermsUnacceptable: the server's terms are outside the limits, or an amount does not suffice or is more than
+                all bitcoins.
+            WrongNumber: an amount is not a whole number, or `hours` is no number.
             Refused, Unreachable, ServerMisbehaved, WalletError: see `paychan.client.errors`.
         """
         from paychan.client.transport.http import drive
@@ -172,7 +175,7 @@ class Payer(PayerBase):
                 channel = found if isinstance(found, Channel) else self._made(*found)
                 try:
                     if channel.record.state is State.NEW:
-                        self._begin(channel, fund, wait_seconds)
+                        self._begin(channel, fund, wait_seconds, least_sat(channel.record, room_sat, amount_sat))
                     elif channel is not found:
                         channel.status()
                 except BaseException:
@@ -188,12 +191,13 @@ class Payer(PayerBase):
         channel: Channel,
         fund: Callable[[Channel], object] | None,
         wait_seconds: float | None,
+        enough_sat: int,
     ) -> None:
         """Fund a new channel, wait for the coins, and open it; each step only if it is not done yet."""
         if channel.record.signed_sat is None or channel.record.refused:
-            if fund is not None and channel.begins_funding():
+            if fund is not None and channel.begins_funding(enough_sat):
                 fund(channel)
-            channel.wait_funded(0 if fund is None and wait_seconds is None else wait_seconds)
+            channel.wait_funded(0 if fund is None and wait_seconds is None else wait_seconds, enough_sat=enough_sat)
         channel.open()
 
     def _made(self, file: ChannelFile, record: ChannelRecord) -> Channel:
@@ -294,7 +298,7 @@ class AsyncPayer(PayerBase):
                 channel = found if isinstance(found, AsyncChannel) else self._made(*found)
                 try:
                     if channel.record.state is State.NEW:
-                        await self._begin(channel, fund, wait_seconds)
+                        await self._begin(channel, fund, wait_seconds, least_sat(channel.record, room_sat, amount_sat))
                     elif channel is not found:
                         await channel.status()
                 except BaseException:
@@ -310,12 +314,15 @@ class AsyncPayer(PayerBase):
         channel: AsyncChannel,
         fund: Callable[[AsyncChannel], Awaitable[object]] | None,
         wait_seconds: float | None,
+        enough_sat: int,
     ) -> None:
         """Fund a new channel, wait for the coins, and open it; each step only if it is not done yet."""
         if channel.record.signed_sat is None or channel.record.refused:
-            if fund is not None and channel.begins_funding():
+            if fund is not None and channel.begins_funding(enough_sat):
                 await fund(channel)
-            await channel.wait_funded(0 if fund is None and wait_seconds is None else wait_seconds)
+            await channel.wait_funded(
+                0 if fund is None and wait_seconds is None else wait_seconds, enough_sat=enough_sat
+            )
         await channel.open()
 
     def _made(self, file: ChannelFile, record: ChannelRecord) -> AsyncChannel:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
+from paychan.client.amounts import hours_of_paying, satoshi, whole
 from paychan.client.channel_base import TransportSettings
 from paychan.client.errors import TermsUnacceptable, WalletError
 from paychan.client.flows.find import Need, find
@@ -17,6 +18,7 @@ from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
 from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Flow, Patience
 from paychan.client.wallet import ChannelFile, Wallet
+from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect
 
@@ -69,9 +71,13 @@ class PayerBase:
         url: str = "",
         room_sat: int = 0,
     ) -> Flow[ChannelRecord]:
+        hours = hours_of_paying(hours)
+        expires = None if expires is None else check_expiry(whole(expires, "expires"))
+        amount_sat = satoshi(amount_sat, "amount_sat")
+        url = check_url(url or self.url)
         key, key_index = self.wallet.seed.new_key()
         wanted = ChannelRequest(
-            url=check_url(url or self.url),
+            url=url,
             version=self._version,
             dialect=self._dialect,
             network=self._network,
@@ -96,9 +102,12 @@ class PayerBase:
         hours: float,
         change_address: str,
     ) -> Flow[T | tuple[ChannelFile, ChannelRecord]]:
+        hours, amount_sat = hours_of_paying(hours), satoshi(amount_sat, "amount_sat")
+        room_sat = whole(room_sat, "room_sat")
         if room_sat < 0:
             msg = f"a channel that can pay {room_sat} sat: want 0 or more"
             raise ValueError(msg)
+        room_sat = satoshi(room_sat, "room_sat")
         url = check_url(url or self.url)
 
         def make() -> Flow[ChannelRecord]:

@@ -214,6 +214,11 @@ def check_record(record: ChannelRecord) -> None:
             raise Malformed(field="deposits", reason=f"{deposit.value_sat} sat")
     for raw in (*record.refunds, *record.moves):
         bytes.fromhex(raw)
+    check_amounts(record)
+
+
+def check_amounts(record: ChannelRecord) -> None:
+    """Check that the amounts of a record fit each other. Raises Malformed."""
     amounts = (0, record.left_sat, record.agreed_sat, record.funding_sat, MAX_MONEY_SAT)
     if list(amounts) != sorted(amounts) or not 0 <= record.earlier_paid_sat <= MAX_MONEY_SAT:
         raise Malformed(field="signed_sat", reason="amounts contradict each other")

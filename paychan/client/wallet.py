@@ -23,10 +23,11 @@ from paychan.client.errors import (
     NoPlace,
     NoSuchChannel,
     NotADirectory,
+    RecordNotWritten,
     WalletError,
 )
 from paychan.client.files import check_mode, lock, read_private, sync_directory, write_private
-from paychan.client.record import ChannelRecord, check_record
+from paychan.client.record import ChannelRecord, check_amounts, check_record
 from paychan.client.seed import SeedFile
 from paychan.protocol.errors import PaychanError
 from paychan.shared.places import wallet_place
@@ -52,9 +53,18 @@ class ChannelFile:
             raise ChannelInUse(name=name) from None
 
     def save(self, record: ChannelRecord) -> None:
-        """Replace the file. After this returns, the record survives a power loss."""
-        text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
-        write_private(self._directory / f"{self._name}.json", text)
+        """Replace the file. After this returns, the record survives a power loss.
+
+        Raises:
+            RecordNotWritten: `Wallet.read` could not read the record again; the file stays as it was.
+        """
+        path = self._directory / f"{self._name}.json"
+        try:
+            encoded = _ENCODER.encode(record)
+            check_amounts(_DECODER.decode(encoded))
+        except (msgspec.MsgspecError, PaychanError, TypeError, ValueError, OverflowError) as error:
+            raise RecordNotWritten(path=path, reason=error) from None
+        write_private(path, msgspec.json.format(encoded) + b"\n")
 
     def forget(self) -> Path:
         """Move the file to the directory `forgotten` of the wallet and unlock it; return its new place."""

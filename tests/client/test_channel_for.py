@@ -19,6 +19,7 @@ from paychan.client import (
     Channel,
     ChannelInUse,
     DamagedFile,
+    FundingMissing,
     Limits,
     Patience,
     Payer,
@@ -103,6 +104,52 @@ def test_fault_51_another_channel_is_made_only_if_none_has_enough(system: System
         need = Need(system.url, None, 6)
         assert need.is_met(third.record, time.time())
         assert not need.is_met(third.record, third.record.expiry - 3600 * third.record.settlement_period_hours)
+
+
+def test_a_call_with_less_room_goes_on_with_a_channel_that_could_not_be_funded(system: System, tmp_path: Path) -> None:
+    """An earlier call asked for more than the debug funding; a later one takes the same channel for its own room."""
+    with Payer(system.url, wallet=tmp_path) as payer:
+        with pytest.raises(FundingMissing, match=str(10**15 + 100_700)):
+            payer.channel_for(room_sat=10**15)
+        (before,) = payer.records()
+        channel = payer.channel_for(room_sat=5000)
+        assert channel.name == before.name
+        assert channel.pay(5000).paid_sat == 5000
+
+
+def test_the_function_that_pays_gets_the_amount_of_its_own_call(system: System, tmp_path: Path) -> None:
+    """An earlier call had planned more."""
+    asked: list[int] = []
+    with Payer(system.url, wallet=tmp_path) as payer:
+        payer.new_channel(amount_sat=10**15).release()
+        channel = payer.channel_for(room_sat=5000, fund=lambda channel: asked.append(channel.amount_sat))
+        assert asked == [channel.min_funding_sat + 5000]
+        assert len(payer.records()) == 1
+
+
+async def test_asyncio_goes_on_with_less_room_too(system: System, tmp_path: Path) -> None:
+    async with AsyncPayer(system.url, wallet=tmp_path) as payer:
+        with pytest.raises(FundingMissing):
+            await payer.channel_for(room_sat=10**15)
+        channel = await payer.channel_for(room_sat=5000)
+        assert (channel.record.state, len(payer.records())) == (State.OPEN, 1)
+
+
+@pytest.mark.parametrize("way", ["forget", "open"])
+def test_a_debug_channel_that_was_planned_too_large_is_no_dead_end(system: System, tmp_path: Path, way: str) -> None:
+    """It leaves the list, because no chain has its coins; or the debug funding opens it, since no other one can come."""
+    with Payer(system.url, wallet=tmp_path) as payer:
+        with pytest.raises(FundingMissing):
+            payer.channel_for(room_sat=10**15)
+        (record,) = payer.records()
+        assert [each.source for each in record.deposits] == [Source.DEBUG]
+        channel = payer.channel(record.name)
+        if way == "forget":
+            channel.forget()
+            assert payer.records() == []
+        else:
+            assert channel.wait_funded(0).source is Source.DEBUG
+            assert channel.open().paid_sat == record.open_price_sat
 
 
 def test_fault_51_a_channel_that_the_server_closed_is_replaced(system: System, tmp_path: Path) -> None:

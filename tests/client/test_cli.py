@@ -143,7 +143,8 @@ def test_failures_name_the_numbers_and_the_next_command(system: System) -> None:
     """Limits, amounts and states are refused with the numbers, and the advice fits the channel."""
     name = run_json("new", system.url, "--hours", 100, "--debug")["name"]
     for words, sentence in (
-        (["pay", name, "5"], "is new, need open"),
+        (["pay", name, "5"], f"channel open {name}` opens it"),
+        (["close", name], f"channel open {name}` opens it"),
         (["new", system.url, "--hours", "1"], "hours of paying is 1, want at least 12"),
         (["new", system.url, "--network", "live"], "network is test, want live"),
         (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100000, want 0 to 5"),
@@ -151,6 +152,9 @@ def test_failures_name_the_numbers_and_the_next_command(system: System) -> None:
         assert sentence in run_command(*words).stderr
     assert "limit of 1,000,000 sat. --limit raises it" in run_command("open", name, "--amount", 1_000_001).stderr
     assert run_command("open", name, "--amount", 1_000_001, "--limit", 1_000_001).exit_code == 0
+    again = run_command("open", name).stderr
+    assert "is open, need new. It needs no opening" in again
+    assert f"channel pay {name} SAT` pays" in again
     assert "limit of 1,000,000 sat. --limit raises it" in run_command("pay", name, 1_000_001).stderr
     assert "want at least 1 sat" in run_command("pay", name, 0).stderr
     assert (

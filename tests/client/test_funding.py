@@ -17,10 +17,12 @@ from paychan.client import (
     RefundTerms,
     ServerFailed,
     ServerMisbehaved,
+    Source,
     State,
 )
 from tests.client.conftest import IMPATIENT
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
+from tests.signer.messages import funding_transaction
 
 TXID = "ab" * 32
 OUTPUT = {
@@ -65,6 +67,30 @@ def test_a_shallow_output_is_recorded_while_confirmations_are_missing(liar: Liar
 
     assert channel.wait_funded(0).outpoint == f"{TXID}:0"
     assert channel.record.refunds[-1] == channel.refund(unchecked=True).transaction.hex()
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_an_output_that_is_enough_but_less_than_planned_must_be_proven(
+    liar: Liar, channel: Channel, proven: bool
+) -> None:
+    """A server that understates an output, which may hold the planned amount, would get the difference."""
+    funding = funding_transaction(channel.record.terms.funding_script, 300_000, 1)
+    txid = funding.GetTxid()[::-1].hex()
+    vout = next(at for at, each in enumerate(funding.vout) if each.nValue == 300_000)
+    shown = {"transaction": funding.serialize().hex()} if proven else {}
+    small = OUTPUT | {"funding_txid": txid, "funding_vout": vout, "value": 300_000} | shown
+    liar.info_lie = outputs(channel.address, small)
+
+    if proven:
+        assert channel.wait_funded(0, enough_sat=300_000).value_sat == 300_000
+        assert channel.record.funding_source is Source.TRANSACTION
+    else:
+        with pytest.raises(FundingMissing, match="at least 300000 sat"):
+            channel.wait_funded(0, enough_sat=300_000)
+        assert channel.record.funding_outpoint == ""
+    planned = OUTPUT | {"value": 500_000}
+    liar.info_lie = outputs(channel.address, small | {"confirmations": 9}, planned)
+    assert channel.wait_funded(0, enough_sat=300_000).value_sat == 500_000
 
 
 def test_an_output_below_the_planned_amount_is_not_recorded(liar: Liar, channel: Channel) -> None:

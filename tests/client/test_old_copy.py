@@ -189,12 +189,28 @@ def test_fault_50_a_payment_that_includes_the_other_copy_s_says_so(
     """The server counts only the rest as new, which the error says; then both agree, and nothing was paid twice."""
     newer, older = copied(version, dialect, 20)
 
-    with pytest.raises(CountedLess, match=f"got {amount - 20}, want {amount}, unless another copy of this wallet"):
+    with pytest.raises(CountedLess, match=f"only {amount - 20} sat of its {amount} sat as new") as error:
         older.pay(amount)
 
-    assert older.status().paid_sat == newer.paid_sat + amount - 20
+    total = older.status().paid_sat
+    assert total == newer.paid_sat + amount - 20
+    assert f"the payment counted, but only {amount - 20} sat" in str(error.value)
+    assert f"In all {total} sat are paid now" in str(error.value)
+    assert "Don't repeat the payment" in str(error.value)
+    assert error.value.fields["total_sat"] == total
     newer.status()
     assert older.pay(1).total_paid_sat == newer.paid_sat + 1
+
+
+@pytest.mark.parametrize("times", [2, 200])
+def test_a_series_that_includes_the_other_copy_s_payment_says_so(copied: Copied, times: int) -> None:
+    """The same over a stream: the sum counts all that was signed and sent, and both copies agree afterwards."""
+    newer, older = copied(2, Dialect.S, 20)
+
+    with pytest.raises(CountedLess, match="the payment counted, but only 15 sat of its 35 sat as new") as error:
+        older.pay_many(35, times)
+
+    assert error.value.fields["total_sat"] == older.status().paid_sat == newer.status().paid_sat
 
 
 @pytest.mark.parametrize("address", ["", "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"])

@@ -18,7 +18,9 @@ from paychan.client import (
     OverLimit,
     Patience,
     Refused,
+    ServerMisbehaved,
     State,
+    Unreachable,
     WouldLeaveDust,
     WouldTakeBack,
 )
@@ -160,11 +162,7 @@ def run(flow: Flow[Any], record: ChannelRecord, answer: str) -> tuple[ChannelRec
     except StopIteration:
         return record, sent
     except Exception as error:
-        if (
-            not isinstance(error, Declined | Refused)
-            and "misbehaved" not in str(error)
-            and "no answer" not in str(error)
-        ):
+        if not isinstance(error, Declined | Refused | ServerMisbehaved | Unreachable):
             raise
         return record, sent
 

@@ -22,6 +22,7 @@ from paychan.client import (
     ChannelRecord,
     ChannelUnknown,
     ClientError,
+    CountedLess,
     DamagedBackup,
     DamagedFile,
     FeeTooHigh,
@@ -69,6 +70,7 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
         "`paychan channel pay {name} --resume`."
     ),
     ServerFailed: "Nothing is decided yet. If a payment was pending: " + _RESUME,
+    CountedLess: "`paychan channel status {name}` compares the sums with the server's.",
     ServerMisbehaved: "Your signatures remain valid; the rest of the answer was ignored. " + _STATUS,
     PaymentRefused: _STATUS,
     ChannelUnknown: "If the server has lost the channel, "
@@ -101,8 +103,19 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
         "--unchecked signs without a check."
     ),
     FeeTooHigh: "--max-fee SAT raises the limit.",
-    WrongState: "`paychan channel list` shows the state.",
 }
+
+_BY_STATE = {
+    "new": (
+        "`paychan channel open {name}` opens it; without coins, `paychan channel forget {name}` takes it off the list."
+    ),
+    "not funded": "`paychan channel open {name}` waits for the coins.",
+    "open": "It needs no opening: `paychan channel pay {name} SAT` pays, `paychan channel close {name}` closes it.",
+    "closing": "It takes no more payments: `paychan channel close {name}` asks for the settlement.",
+    "closed": "It takes no more payments: `paychan channel new URL` makes a new channel.",
+    "refunded": "It takes no more payments: `paychan channel new URL` makes a new channel.",
+}
+"""The next step after `WrongState`, by the state that the channel has."""
 
 
 @contextmanager
@@ -139,6 +152,8 @@ def problem_facts(name: str, error: Exception) -> Facts:
 def advice(error: Exception, name: str) -> str:
     """Return the next step after a failure; "" if there is none."""
     step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
+    if isinstance(error, WrongState):
+        step = _BY_STATE.get(error.fields["state"], "`paychan channel list` shows the state.")
     if not name and "{name}" in step:
         step = "Is the server running?" if isinstance(error, Unreachable) else ""
     if name and getattr(error, "code", "") == "not_economical":

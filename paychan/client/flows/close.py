@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from paychan.client.amounts import whole
 from paychan.client.errors import (
     FeeTooHigh,
     InsufficientFunds,
@@ -121,8 +122,10 @@ def close(
         WrongState: the channel is not open.
         TermsUnacceptable: version 1 takes neither fee nor address.
         InsufficientFunds, WouldLeaveDust: the fee does not fit the change.
-        ServerMisbehaved, Refused, Unreachable: see `paychan.client.errors`.
+        WrongNumber, ServerMisbehaved, Refused, Unreachable: see `paychan.client.errors`.
     """
+    fee_sat = whole(fee_sat, "fee_sat")
+    max_fee_sat = None if max_fee_sat is None else whole(max_fee_sat, "max_fee_sat")
     if record.version == 1 and (fee_sat or change_address):
         raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
     if record.state is State.CLOSED:

@@ -58,6 +58,14 @@ def room_sat(record: ChannelRecord) -> int:
     return record.left_sat - record.dust_sat
 
 
+def least_sat(record: ChannelRecord, room_sat: int, amount_sat: int) -> int:
+    """Return the least funding (satoshi) of a channel that is to pay `room_sat`; at least `amount_sat`, if it is set.
+
+    An earlier call may have planned more for the channel (`ChannelRecord.meant_sat`).
+    """
+    return max(amount_sat, record.min_funding_sat + room_sat)
+
+
 def same_server(one: str, other: str) -> bool:
     """Compare two base URLs: scheme and host in any case, the port also if it is the scheme's own, and the path."""
     return _server(one) == _server(other)

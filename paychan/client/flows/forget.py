@@ -27,8 +27,11 @@ def check_empty(record: ChannelRecord, patience: Patience, *, chain_was_asked: b
 
 
 def is_debug(record: ChannelRecord) -> bool:
-    """Say whether the funding is that of debug mode, which no chain has."""
-    return record.funding_source is Source.DEBUG or record.funding_outpoint == _debug_outpoint(record)
+    """Say whether the channel has outputs, and all are those of debug mode, which no chain has."""
+    debug = _debug_outpoint(record)
+    if record.funding_outpoint and (record.funding_source is Source.DEBUG or record.funding_outpoint == debug):
+        return True
+    return bool(record.held) and all(each.outpoint == debug for each in record.held)
 
 
 def _debug_outpoint(record: ChannelRecord) -> str:

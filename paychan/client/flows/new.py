@@ -8,6 +8,7 @@ from typing import Literal
 from coincurve import PrivateKey
 from msgspec import UNSET, Struct, structs
 
+from paychan.client.amounts import satoshi
 from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable
 from paychan.client.flows.refund import key_address
 from paychan.client.limits import (
@@ -133,7 +134,7 @@ def _meant(wanted: ChannelRequest, agreed: Agreement) -> Sat:
     Raises:
         TermsUnacceptable: it does not suffice for the opening, the dust limit, and what the channel must be able to pay.
     """
-    least = agreed.open_price_sat + agreed.dust_sat + wanted.room_sat
+    least = satoshi(agreed.open_price_sat + agreed.dust_sat + wanted.room_sat, "amount to fund")
     if not wanted.amount_sat:
         return Sat(least if wanted.room_sat else 0)
     if wanted.amount_sat < least:

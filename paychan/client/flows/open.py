@@ -4,7 +4,7 @@ The answer is checked as far as possible without a node: it must name the channe
 server may show the transaction of an output. Its txid commits to the value, so the value is proven; the server could
 lie only about the transaction being in the chain, which would cost the server alone. Without the transaction, an output
 that holds more than the server says costs the payer the difference. So an output below `amount_sat` is never accepted
-on the server's claim.
+on the server's claim. A caller that needs less than was planned may accept a smaller output whose value is proven.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from paychan.client.amounts import satoshi, whole
 from paychan.client.coins import Deposit, Source, parse_outpoint, proven_value
 from paychan.client.errors import (
     ClientError,
@@ -127,12 +128,14 @@ def fund(record: ChannelRecord, claim: FundingClaim, patience: Patience) -> Flow
     """Record the output that funds the channel, after comparing its value with the transaction or the server's list.
 
     Raises:
+        WrongNumber, TermsUnacceptable: the value is no amount that an output can hold.
         WrongState: a payment was already signed for the channel.
         FundingTooSmall: less than open price plus dust limit.
         FundingDiffers, FundingNotThere: transaction or server contradict the statement.
         FundingNotTold: the server lists no outputs to compare with.
         Malformed: not an outpoint, or a transaction without this output.
     """
+    claim = structs.replace(claim, value_sat=satoshi(claim.value_sat, "value_sat"))
     outpoint = parse_outpoint(claim.outpoint)
     if claim.transaction:
         proven = proven_value(claim.transaction, outpoint, record.terms.funding_script)
@@ -170,35 +173,43 @@ def _deposits(found: Collection[FundingOutput]) -> list[Deposit]:
 
 
 def wait(
-    record: ChannelRecord, patience: Patience, timeout_seconds: float | None, watcher: Watcher | None
+    record: ChannelRecord,
+    patience: Patience,
+    timeout_seconds: float | None,
+    watcher: Watcher | None,
+    enough_sat: int | None = None,
 ) -> Flow[FundingOutput]:
     """Poll until an output funds the channel deep enough; record it, with its refund, as soon as it is seen.
 
-    A busy or silent server is asked again. Another output may replace the recorded one if that is gone.
+    A busy or silent server is asked again. Another output may replace the recorded one if that is gone. An output of
+    `enough_sat`, if less was planned than `amount_sat`, is recorded only if its value is proven.
 
     Raises:
         FundingMissing: not within pauses of `timeout_seconds` in sum; never with None.
         FundingNotTold, ServerMisbehaved: see `outputs`.
     """
     waited = 0.0
+    enough_sat = None if enough_sat is None else whole(enough_sat, "enough_sat")
     while True:
         seen = yield from _look(record, patience)
         if watcher is not None:
             watcher(seen)
         found = () if isinstance(seen, ClientError) else seen
-        best = choose(record, found)
-        if best is not None:
-            if best.outpoint != record.funding_outpoint or _contradicts(record, best):
-                best = yield from _proven(record, best, patience)
+        best = choose(record, found, enough_sat)
+        if best is not None and (best.outpoint != record.funding_outpoint or _contradicts(record, best)):
+            best = yield from _proven(record, best, patience)
+            if best.value_sat < record.amount_sat and not best.source.checked:
+                best = None
+            else:
                 record = noted(record, Deposit(best.outpoint, best.value_sat, best.source))
                 yield Save(record)
-            if best.deep_enough:
-                yield from server_shows(record, _deposits(found))
-                return structs.replace(best, source=record.funding_source)
+        if best is not None and best.deep_enough:
+            yield from server_shows(record, _deposits(found))
+            return structs.replace(best, source=record.funding_source)
         if not isinstance(seen, ClientError):
             record = yield from server_shows(record, _deposits(found))
         if timeout_seconds is not None and waited >= timeout_seconds:
-            raise seen if isinstance(seen, ClientError) else missing(record, found)
+            raise seen if isinstance(seen, ClientError) else missing(record, found, enough_sat)
         yield Pause(_POLL_SECONDS)
         waited += _POLL_SECONDS
 
@@ -224,18 +235,28 @@ def _look(record: ChannelRecord, patience: Patience) -> Flow[tuple[FundingOutput
         return error
 
 
-def choose(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingOutput | None:
-    """Choose the output to open with: among those that hold the planned amount, the one nearest to its depth."""
-    enough = [output for output in found if output.value_sat >= record.amount_sat]
-    return max(
-        enough, key=lambda output: (output.confirmations - output.confirmations_needed, output.value_sat), default=None
-    )
+def choose(
+    record: ChannelRecord, found: Collection[FundingOutput], enough_sat: int | None = None
+) -> FundingOutput | None:
+    """Choose the output to open with: first those that hold the planned amount, then the one nearest to its depth.
+
+    Enough is the planned amount, or `enough_sat` if that is less; debug funding without `enough_sat` must only open.
+    """
+    least = record.amount_sat if enough_sat is None else min(enough_sat, record.amount_sat)
+    debug = record.min_funding_sat if enough_sat is None else least
+    enough = [each for each in found if each.value_sat >= (debug if each.source is Source.DEBUG else least)]
+
+    def rank(each: FundingOutput) -> tuple[bool, int, int]:
+        return each.value_sat >= record.amount_sat, each.confirmations - each.confirmations_needed, each.value_sat
+
+    return max(enough, key=rank, default=None)
 
 
-def missing(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingMissing:
+def missing(record: ChannelRecord, found: Collection[FundingOutput], enough_sat: int | None = None) -> FundingMissing:
     """Describe the outputs that exist instead of one to open with."""
     seen = [
         f"{each.value_sat} sat, {each.confirmations} of {each.confirmations_needed} confirmations" for each in found
     ]
     got = "; ".join(seen[:3]) or "nothing"
-    return FundingMissing(name=record.name, got=got, need_sat=record.amount_sat, address=record.funding_address)
+    need_sat = record.amount_sat if enough_sat is None else min(enough_sat, record.amount_sat)
+    return FundingMissing(name=record.name, got=got, need_sat=need_sat, address=record.funding_address)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import msgspec
 from msgspec import UNSET, Struct
 
+from paychan.client.amounts import whole
 from paychan.client.errors import Refused, TermsUnacceptable, Unacknowledged, Unreachable, WrongState
 from paychan.client.flows import close as closing
 from paychan.client.flows.follow import ask_channel
@@ -54,8 +55,9 @@ class Receipt(Struct, frozen=True):
 def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, patience: Patience) -> Flow[Receipt]:
     """Open with a first payment (default: the open price).
 
-    An opening payment that got no answer is sent again unchanged.
+    An opening payment that got no answer is sent again unchanged. Raises as `Channel.open`.
     """
+    amount_sat = None if amount_sat is None else whole(amount_sat, "amount_sat")
     need(record, State.NEW)
     if not record.funding_outpoint:
         raise WrongState(name=record.name, state="not funded", need="funding")
@@ -116,8 +118,10 @@ def pay(
 
     Raises:
         InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: see `spend.next_change`.
+        WrongNumber: the amount is not a whole number.
         ValueError: the amount is not positive, or there is one beside `drain`.
     """
+    amount_sat = whole(amount_sat, "amount_sat")
     record, earlier = yield from finish_earlier(record, amount_sat, limits, patience, drain=drain)
     if drain and earlier is not None and record.left_sat == 0:
         return earlier
@@ -219,7 +223,8 @@ def _acknowledge(
     """Compare the result with the newest signed payment, then record that the server holds it."""
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
-    check_result(result, status, {record.left_sat}, received, record.funding_sat - record.left_sat)
+    most_sat = record.funding_sat - record.left_sat
+    check_result(result, status, {record.left_sat}, received, most_sat, record.earlier_paid_sat)
     txid = settlement_txid(result, may_wait=True) if drained else ""
     state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
     record = _replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid)

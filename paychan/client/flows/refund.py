@@ -7,6 +7,7 @@ import msgspec
 from bitcoin.core import CTransaction, Hash
 from msgspec import Struct
 
+from paychan.client.amounts import whole
 from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, WrongState
 from paychan.client.record import ChannelRecord, State
@@ -59,12 +60,15 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
     An output that costs more than it holds is left out, unless there is no other.
 
     Raises:
+        WrongNumber: the fee rate or the highest fee is not a whole number.
         WrongState: no output is recorded.
         ValueUnchecked: a value was never checked, and `terms.unchecked` is not set.
         FeeTooHigh: above `terms.max_fee_sat`, or else above `most_fee_sat`.
         FundingTooSmall: after the fee, less is left than nodes relay.
         Malformed: not an address of the channel's network.
     """
+    limit_sat = None if terms.max_fee_sat is None else whole(terms.max_fee_sat, "max_fee_sat")
+    terms = _replace(terms, sat_per_vb=whole(terms.sat_per_vb, "sat_per_vb"), max_fee_sat=limit_sat)
     held = record.held if terms.coins is None else terms.coins
     cost_sat = terms.sat_per_vb * input_size(record.terms)
     coins = [coin for coin in held if coin.value_sat > cost_sat] or list(held)

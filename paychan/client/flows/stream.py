@@ -15,7 +15,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import UNSET, Struct
 
-from paychan.client.errors import ServerMisbehaved
+from paychan.client.errors import CountedLess, ServerMisbehaved
 from paychan.client.flows import pay as paying
 from paychan.client.flows.heal import proven_newest
 from paychan.client.flows.pay import Receipt
@@ -168,6 +168,14 @@ class _Run:
         left, value = (answer.change_sat, answer.value_sat) if isinstance(answer, Taken) else self._result(answer)
         if left != change:
             raise ServerMisbehaved(what="channel_value_left", got=left, want=change)
+        if 0 <= value < self._amount:
+            raise CountedLess(
+                what="value_received",
+                got=value,
+                want=self._amount,
+                total_sat=self._record.paid_sat,
+                left_sat=self._record.left_sat,
+            )
         if not self._amount <= value <= self._record.funding_sat - change:  # more: see `answers.check_result`
             raise ServerMisbehaved(what="value_received", got=value, want=self._amount)
         self._again = Sat(self._again + value - self._amount)

@@ -80,11 +80,13 @@ def check_result(
     left: Collection[int],
     received: Collection[int],
     most_sat: int = 0,
+    earlier_sat: int = 0,
 ) -> None:
     """Compare a result with the signed payment.
 
     A server with a restored backup books earlier payments again, together with the present one. So the received value
-    may exceed the expected values `received`, up to `most_sat`: all that was paid from the channel's output.
+    may exceed the expected values `received`, up to `most_sat`: all that was paid from the channel's output, after
+    `earlier_sat` at earlier ones.
 
     Raises:
         CountedLess: less was received, and all else is as signed.
@@ -96,7 +98,13 @@ def check_result(
         raise ServerMisbehaved(what="channel_value_left", got=result.channel_value_left, want=_either(left))
     least, most = (received[0], received[-1]) if isinstance(received, range) else (min(received), max(received))
     if 0 <= result.value_received < least:
-        raise CountedLess(what="value_received", got=result.value_received, want=_either(received))
+        raise CountedLess(
+            what="value_received",
+            got=result.value_received,
+            want=_either(received),
+            total_sat=earlier_sat + most_sat,
+            left_sat=result.channel_value_left,
+        )
     if result.value_received not in received and not most < result.value_received <= most_sat:
         raise ServerMisbehaved(what="value_received", got=result.value_received, want=_either(received))
 
