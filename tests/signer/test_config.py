@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.settings import SettingsError
+from signer.cli.rotate import with_destination
 from signer.config import SignerConfig, load_signer_config
 
 SHIPPED = Path(__file__).parents[2] / "config"
@@ -135,3 +136,11 @@ def test_state_directory_is_the_default_place(tmp_path: Path) -> None:
 
     assert config.socket_path == Path("/srv/p/signer.sock")
     assert config.seed_path == Path("/etc/p.seed")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    """An editor may write U+FEFF at the beginning of signer.toml; a change of the destination reads it, too."""
+    text = f'\ufeffnetwork = "test"\n{KEY}'
+
+    assert load(tmp_path, text).network == "test"
+    assert load(tmp_path, with_destination(text, TEST_ADDRESS)).settlement.destination_address == TEST_ADDRESS
