@@ -224,6 +224,7 @@ def another_spend(node: Node, customer: Customer) -> str:
 def test_fault_10_a_replaced_funding_ends_the_channel(trusting: Market, drained: bool) -> None:
     """Open or drained, double-spent deep: UNFUNDED, no alarm, its limit free again; and back if a reorg revives it."""
     system, node = trusting
+    node.mine()  # the fundings of earlier tests count against the limit until they are confirmed
     customer = Customer(system, node)
     customer.fund()
     funding = node.rpc("getrawtransaction", customer.outpoint.txid_hex)
