@@ -57,8 +57,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick ring. Run the slowest files first; otherwise one of them would run alone at the end."""
+    """Mark the quick ring. Run the slowest files first; otherwise one of them would run alone at the end.
+
+    A name with an address in memory differs between workers, and then none of them runs a test.
+    """
     for item in items:
+        if " at 0x" in item.name:
+            msg = f"{item.nodeid}: give its parameters names that are the same in each process (`ids=`)"
+            raise pytest.UsageError(msg)
         if item.path.relative_to(TESTS).parts[0] in QUICK:
             item.add_marker("quick")
     rank = {TESTS / name: number for number, name in enumerate(SLOWEST)}

@@ -52,6 +52,9 @@ class Index:
     def __index__(self) -> int:
         return self._value
 
+    def __repr__(self) -> str:  # names tests: the same in each worker
+        return f"Index({self._value})"
+
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
 @pytest.mark.parametrize("call", [*CALLS, *OPTIONAL])
