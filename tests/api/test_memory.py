@@ -119,7 +119,10 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
         health = httpx.get(f"{system.management_url}/health", trust_env=False, verify=False)
         if above_bytes < RESERVE_BYTES:
             assert clients.codes == {"memory_low"}
-            assert (health.status_code, health.json()["alarms"]) == (503, [{"kind": "memory", "critical": False}])
+            assert (health.status_code, health.json()["alarms"]) == (
+                503,
+                [{"kind": "memory", "critical": above_bytes < LEAST_BYTES}],
+            )
             assert health.json()["frozen"] == (["memory_low"] if above_bytes < LEAST_BYTES else [])
         where = str(before.payer.outpoint).replace(":", "/")
         assert system.manage("POST", f"/channels/{where}/close").json()["status"] != "open"

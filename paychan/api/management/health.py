@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -48,7 +48,7 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,
         "watcher_last_look": watcher.last_scan if watcher else None,
-        "alarms": [{"kind": alarm.kind.value, "critical": alarm.kind.is_critical} for alarm in alarms],
+        "alarms": [{"kind": alarm.kind.value, "critical": _is_critical(alarm, frozen)} for alarm in alarms],
         "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
     }
     if to_operator:
@@ -56,7 +56,7 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
             "signer": signer + absent,
             "frozen": list(frozen.values()),
             "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
-            "alarms": [alarm.shown | {"critical": alarm.kind.is_critical} for alarm in alarms],
+            "alarms": [alarm.shown | {"critical": _is_critical(alarm, frozen)} for alarm in alarms],
             "tasks": tasks,
             "disk": _disk(service),
             "backup": await _backup(service),
@@ -72,6 +72,12 @@ def _status(alarms: Sequence[Alarm], *, is_frozen: bool) -> str:
     if is_frozen or any(alarm.kind.is_critical for alarm in alarms):
         return "critical"
     return "warning" if alarms else "ok"
+
+
+def _is_critical(alarm: Alarm, frozen: Mapping[str, str]) -> bool:
+    """Say whether an alarm is critical: by its kind, or because this shortage of disk or memory stops payments now."""
+    shortage = {Kind.DISK: StorageFull.code, Kind.MEMORY: MemoryLow.code}.get(alarm.kind)
+    return alarm.kind.is_critical or shortage in frozen
 
 
 def _disk(service: Service) -> dict[str, int]:
