@@ -334,7 +334,7 @@ def locking(descriptor, mode, size):
         raise OSError
     locked.add(descriptor)
 sys.modules["fcntl"] = None
-sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
 sys.platform = "win32"
 from pathlib import Path
 from paychan.cli.payer import channel

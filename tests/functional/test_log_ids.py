@@ -21,6 +21,7 @@ OF_THE_PROCESS = {
     "serving",
     "stopping",
     "http",
+    "waiting for a part",
     "a part is usable",
     "a part is not usable",
     "serving although parts are missing",

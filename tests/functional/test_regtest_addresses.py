@@ -208,7 +208,7 @@ def test_fault_43_a_refund_goes_to_each_type(payer: PayerAtTerminal, system: Sys
 
     assert node.rpc("getrawmempool") == [again["txid"]] != [published["txid"]]
     vsize = node.rpc("getmempoolentry", again["txid"])["vsize"]
-    assert 9 * vsize <= again["fee_sat"] <= 9 * (vsize + 2)
+    assert 9 * vsize <= again["fee_sat"] <= 9 * (vsize + 4)
     node.mine()
     refund = node.rpc("gettxout", again["txid"], 0)
     assert refund["scriptPubKey"]["address"] == other

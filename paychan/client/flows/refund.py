@@ -13,7 +13,7 @@ from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, W
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.effects import Flow, Save
 from paychan.protocol.address import decode_address, encode_address, key_script, least_relayed_sat
-from paychan.protocol.kinds.refund import Coin, Refund, input_size, sign_refunds
+from paychan.protocol.kinds.refund import Coin, Refund, input_size, refund_size, sign_refunds
 from paychan.protocol.types import Network, OutPoint, Sat
 
 REFUND_SAT_PER_VB = 2
@@ -80,16 +80,7 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
     script = refund_script(record, terms.address)
     total_sat = sum(coin.value_sat for coin in coins)
     inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
-    signed, size = sign_refunds(record.key, record.terms, inputs, script, Sat(0)), 0
-    while signed.size > size:  # signatures have 70 to 72 bytes: the last transaction may be longer than the one before
-        size = signed.size
-        fee_sat = _allowed_fee(total_sat, size, script, terms)
-        signed = sign_refunds(record.key, record.terms, inputs, script, fee_sat)
-    return signed
-
-
-def _allowed_fee(total_sat: int, size: int, script: bytes, terms: RefundTerms) -> Sat:
-    """Return the fee of a refund with this size. Raises `FundingTooSmall` and `FeeTooHigh` as `refund`."""
+    size = refund_size(record.terms, len(inputs), script)
     fee_sat = Sat(size * terms.sat_per_vb)
     least_sat = least_relayed_sat(script)  # independent of the server's dust limit
     if total_sat - fee_sat < least_sat:
@@ -100,7 +91,7 @@ def _allowed_fee(total_sat: int, size: int, script: bytes, terms: RefundTerms) -
         if terms.max_fee_sat is not None:
             rule = "your own limit"
         raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule)
-    return fee_sat
+    return sign_refunds(record.key, record.terms, inputs, script, fee_sat)
 
 
 def most_fee_sat(total_sat: int, size: int) -> Sat:

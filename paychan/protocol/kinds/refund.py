@@ -41,6 +41,14 @@ def input_size(terms: ChannelTerms) -> int:
     return -(-input_weight(terms.kind.refund(terms, LARGEST_SIGNATURE)) // 4)
 
 
+def refund_size(terms: ChannelTerms, outputs: int, refund_script: bytes) -> int:
+    """Largest size of a refund of this many outputs, in virtual bytes: signatures have 70 to 72 bytes."""
+    unsigned = UnsignedTransaction(
+        [OutPoint(bytes(32), 0)] * outputs, [(Sat(0), refund_script)], [REFUND_SEQUENCE] * outputs, lock_time=0
+    )
+    return virtual_size(unsigned.signed([terms.kind.refund(terms, LARGEST_SIGNATURE)] * outputs)[0])
+
+
 def sign_refunds(
     key: PrivateKey,
     terms: ChannelTerms,

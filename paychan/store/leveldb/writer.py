@@ -26,7 +26,7 @@ from paychan.protocol.channel import Channel
 from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.record import encode_record
 from paychan.protocol.types import OutPoint
-from paychan.shared.leveldb_files import error_text, is_at
+from paychan.shared.leveldb_files import error_text
 from paychan.store.base import Change, StoreDamaged, StoreFailed
 from paychan.store.leveldb.keys import RECORD, index_key, message_key
 
@@ -245,7 +245,7 @@ class Writer(WriterThread):
         if self._failure is not None:
             raise self._failed_before(self._failure)
         try:
-            if not is_at(self._lock_path, self._lock):
+            if self._is_moved:
                 self._fail_moved()
             if self._low_bytes:
                 disk = os.statvfs(self._lock)
@@ -254,6 +254,14 @@ class Writer(WriterThread):
             batch.write()
         except Exception as error:
             raise self._failed(error) from error
+
+    @property
+    def _is_moved(self) -> bool:
+        """Whether the open store is no longer at its path: `leveldb_files.is_at`, here to keep a payment's road short."""
+        try:
+            return not os.path.samestat(os.stat(self._lock_path), os.fstat(self._lock))  # noqa: PTH116 - it is faster
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     def _fail_moved(self) -> NoReturn:
         """Write nothing into a removed or moved store: LevelDB goes on writing into files that no start finds."""
