@@ -12,18 +12,18 @@ from paychan.client.errors import LooseMode, UnreadableFile
 BINARY: int = getattr(os, "O_BINARY", 0)
 """Stops Windows from translating line ends in data that is written through a descriptor."""
 
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
-"""Permission bits of the group and of all others."""
+_OTHERS = 0 if sys.platform == "win32" else stat.S_IRWXG | stat.S_IRWXO
+"""Permission bits of the group and of all others; Windows has none."""
 
 
 def check_mode(path: Path, found: os.stat_result) -> None:
-    """Refuse a file or directory that others than its owner may use. Windows has no such bits.
+    """Refuse a file or directory that others than its owner may use.
 
     Raises:
         LooseMode: its mode gives the group or others a permission; the text has the command that takes it away.
     """
     mode = stat.S_IMODE(found.st_mode)
-    if sys.platform == "win32" or not mode & _OTHERS:
+    if not mode & _OTHERS:
         return
     want = "700" if stat.S_ISDIR(found.st_mode) else "600"
     raise LooseMode(path=path, got=f"{mode:04o}", want=want)
