@@ -162,15 +162,15 @@ def _silence(service: Service) -> list[Alarm]:
     application, limit = service.context.application, 60 * service.config.callback.alarm_minutes
     if application is None:
         return []
-    alarms, asked, told = list[Alarm](), application.silence, application.silence_to_messages
-    if asked is not None:
+    alarms, to_questions, to_messages = list[Alarm](), application.silence, application.silence_to_messages
+    if to_questions is not None:
         text = (
-            f"no question about a payment has got a valid answer of the application since {moment(asked.since)} "
-            f"({asked.reason}). Payers get 503 payment_pending; the next valid answer ends this alarm"
+            f"no question about a payment has got a valid answer of the application since {moment(to_questions.since)} "
+            f"({to_questions.reason}). Payers get 503 payment_pending; the next valid answer ends this alarm"
         )
         alarms.append(Alarm(Kind.APPLICATION, text))
-    if told is not None and service.context.clock() - told.since >= limit:
-        text = f"the application has acknowledged no message since {moment(told.since)} ({told.reason}). Messages wait in the store"
+    if to_messages is not None and service.context.clock() - to_messages.since >= limit:
+        text = f"the application has acknowledged no message since {moment(to_messages.since)} ({to_messages.reason}). Messages wait in the store"
         return [*alarms, Alarm(Kind.APPLICATION, text)]
     refused = service.outbox.refused_for(limit) if service.outbox is not None else {}
     return alarms + [
