@@ -49,6 +49,7 @@ class Sessions:
         self._pin_refused: CryptokiError | None = None
         self._wait_seconds = wait_seconds
         self._opening = Lock()
+        self._is_closed = False
         self._idle: SimpleQueue[Session | None] = SimpleQueue()
         self._slot = find_slot(library, token)
         # If threads must not call the library at the same time, there is one session, which serves as the lock.
@@ -87,8 +88,13 @@ class Sessions:
             self._idle.put(session)
 
     def close(self) -> None:
-        """Close idle sessions, and wipe the PIN. A session in use ends with the process."""
-        wipe(self._pin)
+        """Wait for a login under way, close idle sessions, and wipe the PIN. A session in use ends with the process.
+
+        SoftHSM rewrites the token's file at each login: a process that ends meanwhile can leave it empty.
+        """
+        self._is_closed = True
+        with self._opening:
+            wipe(self._pin)
         for _ in range(self.count):
             try:
                 _close(self._idle.get_nowait())
@@ -108,6 +114,9 @@ class Sessions:
             msg = f"token {self._token!r} has not answered an earlier request yet"
             raise KeysFailed(msg)
         try:
+            if self._is_closed:
+                msg = f"the signer has closed token {self._token!r}"
+                raise KeysFailed(msg)
             try:
                 session = self._library.open_session(self._slot)
             except CryptokiError:  # the library was finalised, or the token is in another slot now

@@ -71,9 +71,9 @@ class Receiver:
     @property
     def credit(self) -> dict[str, int]:
         """The sums that it has credited."""
-        if not (self.directory / "credit.db").exists():
-            return {}
         with sqlite3.connect(self.directory / "credit.db") as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'credit'").fetchone():
+                return {}
             return dict(database.execute("SELECT channel, sat FROM credit"))
 
 

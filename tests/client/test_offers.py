@@ -61,7 +61,7 @@ def test_fault_24_hours_that_are_no_number_are_refused(payer: Payer, tmp_path: P
     assert list((tmp_path / "wallet").glob("*.json")) == []  # there may be a seed
 
 
-@pytest.mark.parametrize("hours", [10, 18.5])
+@pytest.mark.parametrize("hours", [10.5, 18.5])
 def test_fault_24_an_expiry_that_is_too_near_is_refused(payer: Payer, hours: float) -> None:
     """A given expiry must also leave time for the funding to become deep."""
     with pytest.raises(TermsUnacceptable, match=rf"hours until expiry is {int(hours)}, want at least 19"):

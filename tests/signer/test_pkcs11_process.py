@@ -357,6 +357,40 @@ service.main()
 """
 
 
+SLOW_LOGIN = """
+import sys, time
+from signer.token import cryptoki
+
+login = cryptoki.Session.login
+
+def slow_login(session, pin):
+    print("login begins", file=sys.stderr, flush=True)
+    time.sleep(0.5)
+    try:
+        login(session, pin)
+    finally:
+        print("login ends", file=sys.stderr, flush=True)
+
+cryptoki.Session.login = slow_login
+"""
+
+
+def test_the_signer_stops_after_a_login_under_way(token: SoftHsm, tmp_path: Path) -> None:
+    """A process that ended in a login would leave SoftHSM's token file empty, or log in with a wiped PIN."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", SLOW_LOGIN + FAILING)
+    before = signer.log.read_text().count("login begins")
+    with connect(signer.socket) as wire:
+        wire.sendall(encode_frame(shown(signer, settlement(channel_key(signer)))))
+        until(lambda: signer.log.read_text().count("login begins") > before)
+        assert signer.stop() == 0
+    written = signer.log.read_text()
+    assert written.count("login ends") == written.count("login begins") > before
+
+    with signer:
+        channel_key(signer)
+
+
 def test_a_failing_token_is_reported_and_used_again(token: SoftHsm, tmp_path: Path) -> None:
     """A request for three signatures of a failing token gets one refusal with the token's error, without a traceback."""
     signer = SignerProcess(tmp_path, token.signer_config)
