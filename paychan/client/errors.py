@@ -6,13 +6,20 @@ ClientError
 │   ├── ChannelUnknown      404
 │   ├── ChannelConflict     409
 │   ├── ChannelGone         410
+│   ├── StillUnpaid         402 on a paid request; the server may still use the signed payment
 │   └── ServerFailed        429, 5xx, after the last attempt
 │       ├── ChannelMoving   the channel moves to another output, which must be deep in the chain first
 │       └── PaymentPending  the application behind the server has not answered for a payment yet, which is kept
 ├── Unreachable             no answer; a payment in flight is kept, and the next `pay()` or `resume()` sends it again
 ├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
-│   └── CountedLess         less of the payment was new than the wallet paid
+│   ├── CountedLess         less of the payment was new than the wallet paid
+│   └── FalseProof          the server shows a payment that this wallet did not sign
 ├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
+│   ├── OverBudget          a limit of the budget does not cover the price of a request
+│   ├── HostNotAllowed      the budget does not name the host
+│   ├── NotApproved         the budget's `approve` said no
+│   ├── NoChannel           no channel of the wallet pays this server
+│   └── BodyNotRepeatable   the body of the request was a stream, which can't be sent a second time
 └── WalletError             a file of the wallet: missing, in use, damaged, unreadable, of a later version, for others to read
 """
 
@@ -88,6 +95,16 @@ class PaymentPending(ServerFailed):
     pass
 
 
+class StillUnpaid(Refused):
+    """A server wants a payment for a request that the client has paid. `code` is the server's, "" without one."""
+
+    text = "the server took no payment of {price_sat} sat for {url}: {reason}"
+
+    def __init__(self, url: str, price_sat: int, code: str, reason: str) -> None:
+        super().__init__(402, code, reason, {"url": url, "price_sat": price_sat})
+        self.args = (self.text.format(url=url, price_sat=price_sat, reason=reason),)
+
+
 class Unreachable(ClientError):
     code, text = "unreachable", "no answer from {url}: {reason}"
 
@@ -110,6 +127,16 @@ class CountedLess(ServerMisbehaved):
         "the payment counted, but only {got} sat of its {want} sat as new. In all {total_sat} sat are paid now, and "
         "{left_sat} sat are left. Don't repeat the payment. Another copy of this wallet may have paid the rest before; "
         "if there is none, the server counts wrongly"
+    )
+
+
+class FalseProof(ServerMisbehaved):
+    """A server corrects the wallet by a payment that the wallet's key did not sign. Nothing was taken over."""
+
+    code = "false_proof"
+    text = (
+        "the server at {url} shows a payment of channel {channel} that leaves {change_sat} sat, and its signature is "
+        "not by this wallet's key. Don't pay this server"
     )
 
 
@@ -202,6 +229,41 @@ class WrongState(Declined):
     code, text = "wrong_state", "channel {name} is {state}, need {need}"
 
 
+class OverBudget(Declined):
+    """A limit of a `Budget` does not cover a request. `limit` names it: per_request, per_host, per_day or total."""
+
+    code = "over_budget"
+    text = (
+        "{host} wants {price_sat} sat, and the budget's {limit} has {left_sat} sat left: {spent_sat} sat of "
+        "{limit_sat} sat are spent"
+    )
+
+
+class HostNotAllowed(Declined):
+    code = "host_not_allowed"
+    text = "{host} wants {price_sat} sat, and the budget allows these hosts only: {hosts}"
+
+
+class NotApproved(Declined):
+    code, text = "not_approved", "{host} wants {price_sat} sat, and the budget's approve did not allow it"
+
+
+class NoChannel(Declined):
+    code = "no_channel"
+    text = (
+        "no channel of the wallet can pay {price_sat} sat to {pay_url}: open one with Payer({pay_url!r}).channel_for() "
+        "or paychan channel new {pay_url}"
+    )
+
+
+class BodyNotRepeatable(Declined):
+    code = "body_not_repeatable"
+    text = (
+        "{host} wants {price_sat} sat, and the request's body is a stream of more than {limit_bytes} bytes, which can't "
+        "be sent a second time: give the body as bytes, or raise buffer_bytes"
+    )
+
+
 class MayHoldCoins(Declined):
     code, text = "may_hold_coins", "channel {name} is not forgotten, because it may hold coins: {reason}"
 
@@ -284,6 +346,10 @@ class NoSeed(WalletError):
 
 class OtherSeed(WalletError):
     code, text = "other_seed", "the wallet {directory} has another seed: restore into another directory"
+
+
+class LogInUse(WalletError):
+    code, text = "log_in_use", "{path} is in use by another program: no answer within {seconds:g} s"
 
 
 class LaterFile(WalletError):
