@@ -123,7 +123,7 @@ def test_approve_is_asked_above_its_threshold() -> None:
 def test_no_history_exceeds_a_limit(
     tmp_path_factory: pytest.TempPathFactory, limits: dict[str, int], tries: list[tuple[int, str, int, bool]]
 ) -> None:
-    """Whatever is tried and answered, and however often the program restarts, each limit holds and each refusal is logged."""
+    """For all payments and answers, and however often the program restarts, each limit holds and each refusal is logged."""
     directory = tmp_path_factory.mktemp("wallet")
     budget, log, now = Budget(**limits), SpendingLog(directory), NOON
     allowed: list[Paid] = []
