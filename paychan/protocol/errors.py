@@ -3,6 +3,7 @@
     PaychanError
     ├── Moved                 308   the same request, adapted, at another resource
     ├── BadRequest            400   the request, the payment or the funding is not acceptable
+    ├── Unpaid                402   the resource has a price; leaves are in `unpaid.py`
     ├── NotFound              404   no such channel, or not for this caller
     ├── Conflict              409   another request used the outpoint first
     ├── Gone                  410   the channel accepts no more payments
@@ -52,6 +53,10 @@ class Moved(PaychanError):
 
 class BadRequest(PaychanError):
     http_status = 400
+
+
+class Unpaid(PaychanError):
+    http_status = 402
 
 
 class NotFound(PaychanError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paychan.api.stream.session import CLOSE_CODES
 from paychan.config import ServerConfig
+from paychan.protocol import unpaid  # noqa: F401 - enters its codes into the table
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.settings import settings_table
 from paychan.shared.configfiles import NETWORKS

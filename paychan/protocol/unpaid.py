@@ -1,0 +1,38 @@
+"""Refusals of requests that must be paid: leaves of the branch `Unpaid` of `errors.py`, and what they ask of the payer.
+
+Parsers of `wire/x402.py` and `wire/mpp.py` raise them on both sides: a server about a payment, a payer about an offer.
+"""
+
+from __future__ import annotations
+
+from paychan.protocol.errors import BadRequest, Unpaid
+
+
+class MalformedPayment(Unpaid):
+    code, text = "malformed_payment", "{field}: {reason}"
+
+
+class PaymentTooLarge(Unpaid):
+    code, text = "payment_too_large", "{field} is too large: got {got_bytes} bytes, limit {limit_bytes} bytes"
+
+
+class PaymentUnsupported(BadRequest):
+    code, text = "payment_unsupported", "{field} {got} is not supported, want {want}"
+
+
+class OfferMismatch(Unpaid):
+    code, text = "offer_mismatch", "payment is for another offer: {field} is {got}, want {want}; pay by the new offer"
+
+
+class InvalidChallenge(Unpaid):
+    code, text = "invalid_challenge", "this server did not make this challenge, or it was changed; pay by the new one"
+
+
+class ChallengeExpired(Unpaid):
+    code = "challenge_expired"
+    text = "challenge expired: time is {now_unix}, it was valid until {limit_unix}; pay by the new one"
+
+
+class CumulativeMismatch(Unpaid):
+    code = "cumulative_mismatch"
+    text = "sum does not fit the channel: got {got_sat} sat, need capacity minus change, {need_sat} sat"
