@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+import msgspec
 import structlog
 from msgspec import Struct
 
@@ -34,6 +35,7 @@ from paychan.protocol.channel import (
     Rejected,
     State,
 )
+from paychan.protocol.charges import Charge, Delivered
 from paychan.protocol.errors import (
     ApplicationRefused,
     InternalError,
@@ -113,11 +115,15 @@ class ChannelActor(SettlingActor):
         self._offering: asyncio.Future[Outcome] | None = None
         self._behind: asyncio.Future[Outcome] | None = None
         self._tasks: set[asyncio.Task[Sequence[Outcome]]] = set()
+        self._done: set[bytes] = set()
+        """Answered requests, which the next charge marks in the record."""
         self._waiting = 0
         self._last_message = context.clock()
 
     def idle_since(self, moment: int) -> bool:
         """Say whether no work is under way and no message came after that Unix time."""
+        if self._last_message <= moment and self._done:
+            self._judge(Delivered(self._take_done()))  # and sleep when that is on disk
         if self._context.commits.written < self._group or self._tasks:
             return False
         return self._last_message <= moment and not any(map(under_way, (self._offering, self._behind, self._settling)))
@@ -138,7 +144,19 @@ class ChannelActor(SettlingActor):
         self._last_message = self._context.clock()
         if isinstance(message, Resume):
             return self._carry_on_after(self._when_durable(Accepted(self.channel)))
+        if isinstance(message, Delivered):
+            self._done |= message.requests
+            return Accepted(self.channel)
+        if isinstance(message, Charge):
+            overload = self._overload()
+            if overload is not None:
+                return Rejected(overload)
+            message = msgspec.structs.replace(message, done=self._take_done())
         return self._in_turn(message)
+
+    def _take_done(self) -> frozenset[bytes]:
+        done, self._done = frozenset(self._done), set()
+        return done
 
     def _overload(self) -> PaychanError | None:
         """Say why no further payment is judged: the limit of waiting payments, here or for the disk, is reached."""

@@ -13,7 +13,15 @@ from actors.channel import ChannelActor, Message, Payments, Resume
 from actors.context import Context
 from actors.observing import PaymentRefused
 from actors.settling.planner import SettlementPlanner
-from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
+from paychan.protocol.channel import (
+    Accepted,
+    Channel,
+    Outcome,
+    Pay,
+    Rejected,
+    State,
+)
+from paychan.protocol.charges import Charge
 from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
@@ -70,7 +78,7 @@ class Registry:
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Send a channel a message; return its outcome once that is durable."""
         with self._answering():
-            if isinstance(message, Pay) and (problem := self._no_room_to_wake(outpoint)) is not None:
+            if isinstance(message, Pay | Charge) and (problem := self._no_room_to_wake(outpoint)) is not None:
                 return Rejected(problem)
             actor = await self._awakened(outpoint)
             if actor is None:

@@ -16,7 +16,18 @@ from __future__ import annotations
 
 import msgspec
 
-from paychan.protocol.channel import Accepted, Adopt, Channel, CloseReason, Closing, Outcome, Rejected, State, View
+from paychan.protocol.channel import (
+    Accepted,
+    Adopt,
+    Channel,
+    CloseReason,
+    Closing,
+    Outcome,
+    Rejected,
+    State,
+    View,
+    delivered,
+)
 from paychan.protocol.errors import PaychanError, SigningFailed
 from paychan.protocol.settlement import Claim
 
@@ -52,7 +63,7 @@ def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
     reason = _reason(channel, claim, view)
     payment = (channel if older else claim).payment
     script = (channel if older else claim).change_script
-    changed = _replace(channel, payment=payment, change_script=script, offered=None, offered_data="")
+    changed = delivered(_replace(channel, change_script=script, offered=None, offered_data=""), payment)
     if not (older or same):  # the application may know payments that the signer has not seen
         changed = _replace(changed, restored=True)
     if is_open and signed is None and reason not in (CloseReason.DRAINED, CloseReason.CLIENT):

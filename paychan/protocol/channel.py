@@ -5,8 +5,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import TypeAlias
 
+import msgspec
 from msgspec import Struct
 
+from paychan.protocol.charges import Charge, Delivered, Delivery, Release
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.moment import paying_time
@@ -73,6 +75,12 @@ class Channel(Struct, frozen=True, array_like=True):
     """`seq` of the record in which the offered payment was stored first; 0 in records older than this field."""
     restored: bool = False
     """The record is from a backup and no payment was booked since: the application may know payments that it lacks."""
+    spent_sat: Sat = Sat(0)
+    """Part of `accepted_sat` for which something was delivered, or is being delivered."""
+    withdrawn_sat: Sat = Sat(0)
+    """Value received at the outputs that the channel had before its withdrawals."""
+    deliveries: tuple[Delivery, ...] = ()
+    """Newest paid requests, the oldest first."""
 
     @property
     def claim(self) -> Claim:
@@ -85,6 +93,16 @@ class Channel(Struct, frozen=True, array_like=True):
     @property
     def received_sat(self) -> Sat:
         return Sat(self.funding_sat - self.payment.change_sat)
+
+    @property
+    def accepted_sat(self) -> Sat:
+        """Value of all accepted payments, also of those before a withdrawal."""
+        return Sat(self.withdrawn_sat + self.received_sat)
+
+    @property
+    def credit_sat(self) -> Sat:
+        """Value of accepted payments for which nothing was delivered yet."""
+        return Sat(self.accepted_sat - self.spent_sat)
 
     @property
     def is_used(self) -> bool:
@@ -104,6 +122,12 @@ class Channel(Struct, frozen=True, array_like=True):
         if settlement is not None and settlement.txid == confirmed:
             return first_output_sat(settlement.transaction)
         return self.payment.change_sat
+
+
+def delivered(channel: Channel, payment: Payment) -> Channel:
+    """Return the channel with a payment whose value is spent: the application or an earlier record delivered for it."""
+    value_sat = channel.payment.change_sat - payment.change_sat
+    return msgspec.structs.replace(channel, payment=payment, spent_sat=Sat(channel.spent_sat + value_sat))
 
 
 def can_move(channel: Channel) -> bool:
@@ -291,6 +315,9 @@ class Adopt(Struct, frozen=True):
 
 Command: TypeAlias = (
     Pay
+    | Charge
+    | Release
+    | Delivered
     | Answer
     | Unanswered
     | CloseByProof

@@ -26,6 +26,7 @@ from paychan.protocol.channel import (
     State,
     View,
     can_move,
+    delivered,
 )
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import Claim, spend_of
@@ -90,7 +91,7 @@ def found(channel: Channel, command: Found, view: View, _verifier: object = None
         again = _replace(closing, spent_by=b"") if closing else begun
         return Accepted(_replace(channel, state=State.CLOSING, offered=None, offered_data="", closing=again))
     if not is_behind(claim, channel):
-        channel = _replace(channel, payment=claim.payment, change_script=claim.change_script)
+        channel = delivered(_replace(channel, change_script=claim.change_script), claim.payment)
     settled = _replace(begun, settlement=command.settlement)
     return Accepted(_replace(channel, state=State.PUBLISHED, offered=None, offered_data="", closing=settled))
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import msgspec
 
-from paychan.protocol.channel import Accepted, Answer, Channel, Outcome, View
+from paychan.protocol.channel import Accepted, Answer, Channel, Outcome, View, delivered
 from paychan.protocol.fees import is_urgent
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import Sat
@@ -57,5 +57,5 @@ def _decided(channel: Channel, data: str = "", *, counts: bool) -> Outcome:
 def _settle_offer(channel: Channel, *, counts: bool) -> Channel:
     offered = channel.offered
     if counts and offered is not None and offered.change_sat < channel.payment.change_sat:
-        channel = _replace(channel, payment=offered, payments=channel.payments + 1, restored=False)
+        channel = _replace(delivered(channel, offered), payments=channel.payments + 1, restored=False)
     return _replace(channel, offered=None, offered_data="")

@@ -49,6 +49,7 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
         seq=1,
         opened_at=view.now,
         secret=opening.secret,
+        spent_sat=value,  # the price of the opening, or what an earlier record of this channel delivered: no credit
     )
     return close(channel, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(channel, value)
 
@@ -75,4 +76,6 @@ def successor(moved: Channel, now: UnixTime) -> Channel:
         opened_at=now,
         payments=0,
         closing=None,
+        withdrawn_sat=Sat(moved.withdrawn_sat + moved.funding_sat - change_sat),
+        spent_sat=max(moved.spent_sat, Sat(moved.spent_sat + moved.payment.change_sat - change_sat)),
     )

@@ -96,7 +96,10 @@ def book(verified: Verified) -> Outcome:
 
 
 def book_payment(channel: Channel, payment: Payment, view: View) -> Outcome:
-    """Book a payment that was verified, now or when it was offered; one that leaves no change closes the channel."""
+    """Book a payment that was verified, now or when it was offered; one that leaves no change closes the channel.
+
+    The value is credit, unless the application delivers for it.
+    """
     value = Sat(channel.payment.change_sat - payment.change_sat)
     booked = _replace(
         channel,
@@ -106,5 +109,6 @@ def book_payment(channel: Channel, payment: Payment, view: View) -> Outcome:
         offered_data="",
         restored=False,
         seq=channel.seq + 1,
+        spent_sat=Sat(channel.spent_sat + value) if view.rules.asks_application else channel.spent_sat,
     )
     return close(booked, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(booked, value)

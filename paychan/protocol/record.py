@@ -22,11 +22,12 @@ from paychan.protocol.channel import Channel
 from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.kinds.base import tagged
 
-VERSION = 3
+VERSION = 4
 """Version of new records.
 
 Version 1 has no `offered_seq` and `restored`; they decode to their defaults. Versions 1 and 2 have terms without a kind:
-`[server key, client key, expiry]`, where the expiry is a number.
+`[server key, client key, expiry]`, where the expiry is a number. Versions 1 to 3 know no credit: all that was received is
+spent.
 """
 
 _HEAD_BYTES = 9
@@ -40,15 +41,24 @@ _decoder = msgspec.msgpack.Decoder(Channel)
 _fields = msgspec.msgpack.Decoder(list[Any])
 
 
+def _without_credit(channel: Channel) -> Channel:
+    return msgspec.structs.replace(channel, spent_sat=channel.received_sat)
+
+
 def _with_untagged_terms(body: bytes) -> Channel:
     terms, *others = _fields.decode(body) or [None]
-    return msgspec.convert([tagged(terms), *others], Channel)
+    return _without_credit(msgspec.convert([tagged(terms), *others], Channel))
+
+
+def _with_tagged_terms(body: bytes) -> Channel:
+    return _without_credit(_decoder.decode(body))
 
 
 _DECODERS: dict[int, Callable[[bytes], Channel]] = {
     1: _with_untagged_terms,
     2: _with_untagged_terms,
-    3: _decoder.decode,
+    3: _with_tagged_terms,
+    4: _decoder.decode,
 }
 
 

@@ -14,7 +14,7 @@ it from the record, so the same code continues after a crash at any point.
     any ──a settlement that the record lacks is in the chain──▶ PUBLISHED, or CLOSING to replace it
     OPEN, CLOSING, PUBLISHED ──the signer has signed a settlement that the record lacks──▶ CLOSING
 
-`paying.py` has the three steps of a payment, `closing.py` the way out of OPEN, `offering.py` the rules for a payment that
+`paying.py` has the three steps of a payment, `credit.py` the requests that payments pay for, `closing.py` the way out of OPEN, `offering.py` the rules for a payment that
 waits for the application's answer. A withdrawal uses the same states;
 `opening.successor` is the channel that continues at its change output. `opening.py` has the start of a channel,
 `finding.py` the settlements that the chain shows and the record lacks.
@@ -59,7 +59,9 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
+from paychan.protocol.charges import Charge, Delivered, Release
 from paychan.protocol.closing import close
+from paychan.protocol.credit import charge, mark_delivered, release
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ApplicationRefused,
@@ -264,11 +266,14 @@ _WITHOUT_EFFECT: dict[type[Struct], Transition] = {
     Unfunded: _unchanged,
     Funded: _unchanged,
     Unanswered: _unchanged,
+    Release: release,
+    Delivered: mark_delivered,
 }
-"""Reports of signer and chain in states in which they have no effect."""
+"""Commands that mean the same in every state, and reports of signer and chain in states in which they have no effect."""
 
 _REFUSED: dict[type[Struct], Transition] = {
     Pay: _ended,
+    Charge: _ended,
     Answer: _ended,
     CloseByProof: _ended,
     CloseByPayment: _ended,
@@ -279,6 +284,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
     State.OPEN: {
         **_WITHOUT_EFFECT,
         Pay: _pay,
+        Charge: charge,
         Answer: _answer,
         CloseByProof: _close_by_proof,
         CloseByPayment: _close_by_payment,

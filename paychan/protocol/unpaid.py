@@ -1,11 +1,12 @@
 """Refusals of requests that must be paid: leaves of the branch `Unpaid` of `errors.py`, and what they ask of the payer.
 
 Parsers of `wire/x402.py` and `wire/mpp.py` raise them on both sides: a server about a payment, a payer about an offer.
+`credit.py` refuses charges.
 """
 
 from __future__ import annotations
 
-from paychan.protocol.errors import BadRequest, Unpaid
+from paychan.protocol.errors import BadRequest, NotFound, Unavailable, Unpaid
 
 
 class MalformedPayment(Unpaid):
@@ -36,3 +37,15 @@ class ChallengeExpired(Unpaid):
 class CumulativeMismatch(Unpaid):
     code = "cumulative_mismatch"
     text = "sum does not fit the channel: got {got_sat} sat, need capacity minus change, {need_sat} sat"
+
+
+class CreditTooLow(Unpaid):
+    code, text = "credit_too_low", "credit too low: got {got_sat} sat, the request needs {need_sat} sat"
+
+
+class TooManyDeliveries(Unavailable):
+    code, text = "too_many_deliveries", "too many requests of this channel are under way: got {got}, limit {limit}"
+
+
+class UnknownDelivery(NotFound):
+    code, text = "unknown_delivery", "the channel has no charge for request {request}"

@@ -36,6 +36,7 @@ from paychan.protocol.channel import (
     View,
     next_step,
 )
+from paychan.protocol.charges import Charge, Delivered, Release
 from paychan.protocol.errors import ChainUnavailable, ChannelMoved
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.record import decode_record, encode_record
@@ -116,6 +117,15 @@ def commands(channel: Channel) -> list[Command]:
     )
     return [
         *(Pay(payment) for payment in payments),
+        *(
+            Charge(request, Sat(100), payment)
+            for request in (b"\x02" * 16, b"\x03" * 16)
+            for payment in (None, *payments)
+        ),
+        Charge(b"\x03" * 16, Sat(0)),
+        Charge(b"\x03" * 16, Sat(10**9), payments[-1]),
+        *(Release(bytes([number]) * 16, Sat(10)) for number in (1, 2, 3)),
+        Delivered(frozenset([b"\x02" * 16])),
         *(CloseByProof(payment) for payment in payments),
         *(CloseByPayment(payment) for payment in payments),
         CloseByPayment(elsewhere, SERVER_DESTINATION),
@@ -174,6 +184,8 @@ def test_no_command_changes_fixed_facts(channel: Channel, view: View) -> None:
                 assert getattr(after, fact) == getattr(channel, fact)
             assert after.payment.change_sat <= channel.payment.change_sat
             assert after.payments - channel.payments in {0, 1}
+            assert after.accepted_sat >= channel.accepted_sat
+            assert 0 <= after.spent_sat <= after.accepted_sat
             assert outcome.value_sat >= 0
             assert decode_record(encode_record(after)) == after
 
@@ -278,7 +290,7 @@ def test_threat_3_a_frozen_server_takes_no_payment(name: str) -> None:
     channel = SAMPLES[name]
     for command in commands(channel):
         outcome = apply(channel, command, VIEWS["frozen"])
-        if isinstance(command, Pay):
+        if isinstance(command, Pay | Charge):
             assert isinstance(outcome, Rejected)
             assert (outcome.error.code == ChainUnavailable.code) == (channel.state is State.OPEN)
         else:

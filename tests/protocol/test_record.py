@@ -19,13 +19,14 @@ from tests.vectors.record.generate import samples
 SAMPLES = {path.stem: bytes.fromhex(path.read_text()) for path in sorted((DIRECTORY / "record").glob("*.hex"))}
 each_sample = pytest.mark.parametrize("raw", SAMPLES.values(), ids=SAMPLES)
 
-# name, in every version: state, seq, payments, satoshi received, closing reason, next step
+# name, in every version that has it: state, seq, payments, satoshi received, closing reason, next step
 MEANING: dict[str, tuple[State, int, int, int, CloseReason | None, Step | None]] = {
     "open": (State.OPEN, 1, 0, 10_000, None, None),
     "open_v2": (State.OPEN, 1, 0, 10_000, None, None),
     "open_paid": (State.OPEN, 3, 2, 15_001, None, None),
     "open_offered": (State.OPEN, 4, 2, 15_001, None, Step.OFFER),
     "open_restored": (State.OPEN, 3, 2, 15_001, None, None),
+    "open_charged": (State.OPEN, 6, 3, 15_901, None, None),
     "closing_offered": (State.CLOSING, 5, 2, 15_001, CloseReason.EXPIRY, Step.OFFER),
     "closing_expiry": (State.CLOSING, 4, 2, 15_001, CloseReason.EXPIRY, Step.SIGN),
     "closing_proof": (State.CLOSING, 4, 2, 15_001, CloseReason.CLIENT, Step.SIGN),
@@ -58,6 +59,9 @@ SPENT_BY = {
     "closed_malleated": b"\x4d" * 32,
     "closed_withdrawn": WITHDRAWAL,
 }
+CREDIT = {"open_charged": 5_251, "closing_drained": 990_000, "closed_drained": 990_000, "closing_payment": 9_001}
+NO_CREDIT = {"open", "open_v2", "open_moved", "closing_operator", "closing_withdraw", "closed_withdrawn", "lost_open"}
+NO_CREDIT |= {"unfunded_open", "published_found"}
 NAMED_BY_SECRET = {"open_v2", "closing_withdraw", "closed_withdrawn", "open_moved"}
 
 
@@ -97,6 +101,7 @@ def test_frozen_samples_keep_their_meaning(name: str) -> None:
     assert channel.offered_seq == (4 if offered and version != "v1" else 0)
     assert channel.restored is (name == "open_restored")
     assert len(channel.secret) == (32 if name in NAMED_BY_SECRET else 0)
+    assert channel.credit_sat == (0 if version < "v4" or name in NO_CREDIT else CREDIT.get(name, 5_001))
 
 
 @each_sample
@@ -111,8 +116,9 @@ def test_frozen_samples_are_written_back_as_the_same_channel(raw: bytes) -> None
 
 def test_samples_cover_every_state_and_step() -> None:
     """Each state, closing reason and step has a frozen record."""
-    for version in ("v2_", "v3_"):
-        assert {name.removeprefix(version) for name in SAMPLES if name.startswith(version)} == set(MEANING)
+    for version, younger in (("v2_", {"open_charged"}), ("v3_", {"open_charged"}), ("v4_", set())):
+        names = {name.removeprefix(version) for name in SAMPLES if name.startswith(version)}
+        assert names == set(MEANING) - younger
     assert {name.split("_", 1)[1] for name in SAMPLES} == set(MEANING)
     columns = list(zip(*MEANING.values(), strict=True))
     assert set(columns[0]) == set(State)
@@ -128,7 +134,7 @@ def test_the_layout_is_still_that_of_the_samples(name: str) -> None:
 
 def test_a_record_with_more_fields_is_read() -> None:
     """The reader ignores fields that a later version appended, so a downgrade loses no channel."""
-    raw = SAMPLES["v2_open"]
+    raw = SAMPLES["v4_open"]
 
     assert decode_record(resealed(raw, [*fields(raw), "later", 7])) == decode_record(raw)
 
@@ -183,7 +189,7 @@ def test_threat_12_bytes_after_a_record_are_damage() -> None:
         decode_record(resealed(raw, raw[9:-4] + b"\x00"))
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2, 3)])
+@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2, 3, 4)])
 def test_other_versions_are_not_guessed(version: int) -> None:
     """A record of a version that this program does not know is refused, with both numbers."""
     content = bytes([version]) + SAMPLES["v1_open"][1:-4]

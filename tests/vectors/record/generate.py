@@ -28,6 +28,7 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
+from paychan.protocol.charges import Charge, Release
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.record import VERSION, encode_record
@@ -61,6 +62,7 @@ def samples() -> dict[str, Channel]:
         "open_paid": paid,
         "open_offered": _offered(payer, paid),
         "open_restored": _replace(paid, restored=True),
+        "open_charged": _charged(payer, paid),
         "closing_expiry": closing,
         "closing_offered": step(_offered(payer, paid), Close(CloseReason.EXPIRY)),
         "closing_proof": step(paid, CloseByProof(paid.payment)),
@@ -96,6 +98,14 @@ def _offered(payer: Payer, channel: Channel) -> Channel:
     asking = View(VIEW.now, _replace(RULES, asks_application=True))
     pay = Pay(payer.payment(channel.payment.change_sat - 700), "an order")
     return accepted(apply(channel, pay, asking))
+
+
+def _charged(payer: Payer, channel: Channel) -> Channel:
+    """A payment pays for one request and leaves credit; another request is paid from it, and half of that comes back."""
+    payment = payer.payment(channel.payment.change_sat - 900)
+    channel = step(channel, Charge(b"\x01" * 16, Sat(500), payment))
+    channel = step(channel, Charge(b"\x02" * 16, Sat(300), None, frozenset([b"\x01" * 16])))
+    return step(channel, Release(b"\x02" * 16, Sat(150)))
 
 
 def _closed_to_another_address(payer: Payer, channel: Channel) -> Channel:
