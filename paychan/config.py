@@ -181,6 +181,23 @@ class Management(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Annotated[int, setting("port of the operator's interface", "TCP port", ge=0, le=65535)] = 8100
 
 
+class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    listen: Annotated[str, setting("address on which the gateway sells the answers of other services")] = "127.0.0.1"
+    port: Annotated[int, setting("port of the gateway", "TCP port", ge=0, le=65535)] = 8080
+    upstream: Annotated[
+        str, setting('for a first try: service whose every answer has the price of price_sat; "": see prices', "URL")
+    ] = ""
+    price_sat: Annotated[int, setting("price of each request to upstream", "sat", ge=0)] = 0
+    prices: Annotated[
+        str, setting('price list, a TOML file (paychan/gateway/README.md); "": none; without both, no gateway', "path")
+    ] = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the server has a gateway: it sells something."""
+        return bool(self.upstream or self.prices)
+
+
 class Watcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_seconds: Annotated[
         float, setting("time between two scans of expiries and settlements", "seconds", gt=0)
@@ -219,6 +236,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     store: Store = field(default_factory=Store)
     callback: Callback = field(default_factory=Callback)
     management: Management = field(default_factory=Management)
+    gateway: Gateway = field(default_factory=Gateway)
     watcher: Watcher = field(default_factory=Watcher)
     log: Log = field(default_factory=Log)
 

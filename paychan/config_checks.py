@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paychan.shared.places import trouble_with_path
@@ -119,14 +120,47 @@ def _wrong_addresses(config: ServerConfig) -> list[tuple[str, str]]:
     for key, url, query in (("callback.url", config.callback.url, True), ("http.public_url", http.public_url, False)):
         if url:
             troubles.append((key, url, url_trouble(url, ("https", "http"), path=True, query=query)))
-    for key, address in (("http.listen", http.listen), ("management.listen", config.management.listen)):
+    for key, address in (
+        ("http.listen", http.listen),
+        ("management.listen", config.management.listen),
+        ("gateway.listen", config.gateway.listen),
+    ):
         troubles.append((key, address, host_trouble(address)))
     backend = f', as backend = "{chain.backend}" needs it'
-    return [
+    return _wrong_gateway(config) + [
         (key, f'"{_PASSWORD.sub("//…@", text)}": {trouble}' + (backend if key == "chain.url" else ""))
         for key, text, trouble in troubles
         if trouble
     ]
+
+
+def _wrong_gateway(config: ServerConfig) -> list[tuple[str, str]]:
+    """List what contradicts itself in `[gateway]`; the price list has checks of its own."""
+    gateway, shown = config.gateway, _PASSWORD.sub("//…@", config.gateway.upstream)
+    trouble = url_trouble(gateway.upstream, ("http", "https"), path=True) if gateway.upstream else ""
+    if "@" in gateway.upstream:
+        trouble = "want a URL without user and password"
+    is_file = not gateway.prices or not Path(gateway.prices).is_dir()
+    checks = (
+        (
+            gateway.upstream and gateway.prices,
+            "gateway.upstream",
+            "the price list of gateway.prices names the upstreams: want one of both",
+        ),
+        (
+            gateway.upstream and not gateway.price_sat,
+            "gateway.price_sat",
+            "required with gateway.upstream: a price of at least 1 sat",
+        ),
+        (
+            gateway.price_sat and not gateway.upstream,
+            "gateway.price_sat",
+            "want gateway.upstream, too: the price is for its answers alone",
+        ),
+        (trouble, "gateway.upstream", f'"{shown}": {trouble}'),
+        (not is_file, "gateway.prices", f'"{gateway.prices}": want a file, this is a directory'),
+    )
+    return [(key, reason) for wrong, key, reason in checks if wrong]
 
 
 def _wrong_places(config: ServerConfig) -> list[tuple[str, str]]:

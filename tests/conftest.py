@@ -13,7 +13,7 @@ from hypothesis import settings
 from tests.lib import campaign
 
 TESTS = Path(__file__).parent
-QUICK = {"protocol", "actors", "config", "cli"}
+QUICK = {"protocol", "actors", "config", "cli", "gateway"}
 """Folders whose tests need no other process: `pytest -m quick` runs them in under a minute."""
 
 SLOWEST = (

@@ -138,6 +138,10 @@ class CrossSite(BadRequest):
     code, text, http_status = "cross_site", "pages of other sites may not send requests here", 403
 
 
+class AmbiguousPath(BadRequest):
+    code, text = "path_ambiguous", "the path is refused, as two programs could read it differently: {reason}"
+
+
 class OutPointMismatch(BadRequest):
     code, text = "outpoint_mismatch", "funding outpoint differs: got {got} in the body, {want} in the URL"
 
@@ -252,6 +256,10 @@ class ChannelMoved(Moved):
 
 class NoSuchRoute(NotFound):
     code, text = "no_such_route", "no such resource"
+
+
+class NotForSale(NotFound):
+    code, text = "not_for_sale", "the price list has no price for the path {path}"
 
 
 class UnknownChannel(NotFound):

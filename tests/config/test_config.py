@@ -111,6 +111,13 @@ def test_state_stays_apart_by_network(network: str) -> None:
         (SERVER + "[settlement]\nfee_sat_per_vb = 300\n", "settlement.fee_sat_per_vb", "more than settlement.max_fee"),
         (SERVER + "[callback]\ntimeout_seconds = 11\n", "callback.timeout_seconds", "10"),  # payers wait 30 s
         ("network = \n", "", "not TOML"),
+        (SERVER + '[gateway]\nupstream = "h:1"\nprice_sat = 1\n', "gateway.upstream", '"h:1": want http://host[:port]'),
+        (SERVER + '[gateway]\nupstream = "http://u:p@h"\nprice_sat = 1\n', "gateway.upstream", "without user"),
+        (SERVER + '[gateway]\nupstream = "http://h"\n', "gateway.price_sat", "at least 1 sat"),
+        (SERVER + "[gateway]\nprice_sat = 1\n", "gateway.price_sat", "want gateway.upstream"),
+        (SERVER + '[gateway]\nupstream = "http://h"\nprice_sat = 1\nprices = "p.toml"\n', "gateway.upstream", "one of"),
+        (SERVER + '[gateway]\nprices = "/"\n', "gateway.prices", "want a file"),
+        (SERVER + '[gateway]\nlisten = "h:1"\n', "gateway.listen", "without port"),
     ],
 )
 def test_wrong_settings_stop_with_file_key_and_reason(tmp_path: Path, text: str, key: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paychan.api.stream.session import CLOSE_CODES
 from paychan.config import ServerConfig
+from paychan.gateway.pricefile import PriceFile, RouteTable
 from paychan.protocol import unpaid  # noqa: F401 - enters its codes into the table
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.settings import settings_table
@@ -58,6 +59,8 @@ def _policies() -> str:
 
 SECTIONS = {
     "server settings": lambda: _settings(ServerConfig),
+    "price list": lambda: _settings(PriceFile),
+    "routes of the price list": lambda: _settings(RouteTable),
     "signer settings": lambda: _settings(SignerConfig),
     "errors": _errors,
     "signer policies": _policies,
