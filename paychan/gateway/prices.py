@@ -32,7 +32,7 @@ _MIME = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+")
 
 
 class Route(Struct, frozen=True, kw_only=True, eq=False):
-    """What the price list says about a request. `amount_sat` is 0 on a free path."""
+    """Everything that the price list says about a request. `amount_sat` is 0 on a free path."""
 
     path: str
     """The pattern, as the price list has it."""
