@@ -7,14 +7,15 @@ import json
 import re
 from typing import Any
 
+import msgspec
+
 from paychan.protocol.types import UnixTime
 from paychan.protocol.unpaid import MalformedPayment, PaymentTooLarge
 
 _EXACT = 2**53 - 1
 """Largest integer that RFC 8785 writes exactly (RFC 7493, 2.2)."""
 
-_STANDARD = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
-_URLSAFE = re.compile(r"(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?")
+_TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _MAX_DEPTH = 16
@@ -26,35 +27,40 @@ def canonical_json(value: Any) -> bytes:
     Raises:
         ValueError: a float, an integer beyond 2^53 - 1, a lone surrogate, a key that is no text, or deep nesting.
     """
-    _check(value, _MAX_DEPTH)
-    return json.dumps(_sorted(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    if _has_plain_keys(value, _MAX_DEPTH):
+        return msgspec.json.encode(value, order="deterministic")
+    return msgspec.json.encode(_sorted(value))
 
 
-def _check(value: Any, depth: int) -> None:
-    if depth == 0:
-        msg = f"nested deeper than {_MAX_DEPTH}"
+def _has_plain_keys(value: Any, depth: int) -> bool:
+    """Say whether all keys are ASCII, whose order is the same in every encoding; refuse what has no canonical form."""
+    if isinstance(value, str):
+        value.encode()
+        return True
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int) and abs(value) <= _EXACT:
+        return True
+    if not isinstance(value, dict | list | tuple) or depth == 0:
+        msg = f"{str(value)[:40]!r} has no canonical form, or is nested deeper than {_MAX_DEPTH}"
         raise ValueError(msg)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                msg = f"key {key!r} is no text"
-                raise ValueError(msg)  # noqa: TRY004 - one kind of error for every value that has no canonical form
-            _check(item, depth - 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check(item, depth - 1)
-    elif isinstance(value, int) and abs(value) > _EXACT:
-        msg = f"{value} is beyond 2^53 - 1"
+    if not isinstance(value, dict):
+        return all([_has_plain_keys(item, depth - 1) for item in value])  # noqa: C419 - every item is checked
+    if not all(isinstance(key, str) for key in value):
+        msg = "a key is no text"
         raise ValueError(msg)
-    elif value is not None and not isinstance(value, str | int):
-        msg = f"{type(value).__name__} has no canonical form here"
-        raise ValueError(msg)
+    plain = [_has_plain_keys(item, depth - 1) & key.isascii() for key, item in value.items()]
+    return all(plain)
 
 
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value, key=lambda key: key.encode("utf-16-be"))}
+        return {key: _sorted(value[key]) for key in sorted(value, key=_utf16)}
     return [_sorted(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be")
 
 
 def to_base64(raw: bytes) -> str:
@@ -70,7 +76,7 @@ def from_base64(text: str, field: str, limit_bytes: int) -> bytes:
     """
     _limit(text, field, limit_bytes)
     try:
-        raw = binascii.a2b_base64(text) if _STANDARD.fullmatch(text) else None
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         raw = None
     if raw is None or to_base64(raw) != text:
@@ -80,7 +86,7 @@ def from_base64(text: str, field: str, limit_bytes: int) -> bytes:
 
 def to_base64url(raw: bytes) -> str:
     """Write base64url without padding (RFC 4648, 5), as MPP does."""
-    return to_base64(raw).rstrip("=").translate(str.maketrans("+/", "-_"))
+    return binascii.b2a_base64(raw, newline=False).rstrip(b"=").translate(_TO_URL).decode()
 
 
 def from_base64url(text: str, field: str, limit_bytes: int) -> bytes:
@@ -90,9 +96,11 @@ def from_base64url(text: str, field: str, limit_bytes: int) -> bytes:
         PaymentTooLarge, MalformedPayment: too long; another alphabet, with padding, or bits after the end.
     """
     _limit(text, field, limit_bytes)
-    raw = None
-    if _URLSAFE.fullmatch(text):
-        raw = binascii.a2b_base64(text.translate(str.maketrans("-_", "+/")) + "==="[: -len(text) % 4])
+    try:
+        padded = text.encode("ascii").translate(_FROM_URL) + b"==="[: -len(text) % 4]
+        raw = binascii.a2b_base64(padded, strict_mode=True)
+    except ValueError:
+        raw = None
     if raw is None or to_base64url(raw) != text:
         raise MalformedPayment(field=field, reason="not base64 with the alphabet A-Z a-z 0-9 - _ and without padding")
     return raw
@@ -110,8 +118,9 @@ def json_object(raw: bytes, field: str) -> dict[str, Any]:
         MalformedPayment: another text, another value, a repeated key, or deep nesting.
     """
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        if b"\\u" in raw:
+        value = msgspec.json.decode(raw)
+        if msgspec.json.encode(value) != raw:  # equal bytes have each key once
+            value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (ValueError, RecursionError):
         raise MalformedPayment(field=field, reason="not a JSON object whose keys are all different") from None

@@ -7,10 +7,12 @@ a payer's program does the reverse. A challenge is signed by an HMAC, so that th
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
@@ -20,6 +22,7 @@ from paychan.protocol.unpaid import (
     InvalidChallenge,
     MalformedPayment,
     OfferMismatch,
+    PaymentTooLarge,
     PaymentUnsupported,
 )
 from paychan.protocol.wire.canonical import (
@@ -30,7 +33,6 @@ from paychan.protocol.wire.canonical import (
     time_text,
     to_base64url,
 )
-from paychan.protocol.wire.challenge_header import quoted, read_challenges
 from paychan.protocol.wire.members import (
     opening_json,
     proof_json,
@@ -40,6 +42,17 @@ from paychan.protocol.wire.members import (
     read_sat,
     read_text,
     read_voucher,
+)
+from paychan.protocol.wire.mpp_challenge import (
+    MAX_REQUEST_BYTES,
+    OBJECTS,
+    PARAMETERS,
+    REQUIRED,
+    SCHEME,
+    Challenge,
+    challenge_id,
+    challenges,
+    request_of,
 )
 from paychan.protocol.wire.mpp_outcomes import read_snapshot, snapshot_json
 from paychan.protocol.wire.offers import (
@@ -54,32 +67,13 @@ from paychan.protocol.wire.offers import (
     Voucher,
 )
 
-SCHEME, METHOD, INTENT = "Payment", "bitcoin", "session"
+METHOD, INTENT = "bitcoin", "session"
 CURRENCY = "sat"
 LIFETIME_SECONDS = 300
 """Usual lifetime of a challenge, which the SDKs of MPP have, too."""
 MAX_CREDENTIAL_BYTES = 24_576
 """Longest credential read: it holds a challenge and a payment with a funding transaction of 4 kB."""
-MAX_REQUEST_BYTES = 16_384
-"""Longest `request` and `opaque` of a challenge; mppx has the same limit."""
-
-_PARAMETERS = ("id", "realm", "method", "intent", "request", "expires", "digest", "description", "header", "opaque")
-_REQUIRED = _PARAMETERS[:5]
-
-
-class Challenge(Struct, frozen=True, omit_defaults=True):
-    """A challenge as it stands in `WWW-Authenticate` and comes back in a credential; `request` is base64url."""
-
-    id: str
-    realm: str
-    method: str
-    intent: str
-    request: str
-    expires: str | None = None
-    digest: str | None = None
-    description: str | None = None
-    header: str | None = None
-    opaque: str | None = None
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class Credential(Struct, frozen=True):
@@ -128,6 +122,12 @@ def request_json(offer: Offer, state: ChannelState | None = None) -> dict[str, A
     return request
 
 
+@lru_cache(1000)
+def _request_text(offer: Offer) -> str:
+    """Return the request of an offer as its challenges have it; those of a price list are written once."""
+    return to_base64url(canonical_json(request_json(offer)))
+
+
 def challenge(
     offer: Offer,
     secret: bytes,
@@ -142,47 +142,19 @@ def challenge(
     `digest` binds it to a body (RFC 9530); `header` names the field in which the credential must come, if it is not
     `Authorization`.
     """
-    request = to_base64url(canonical_json(request_json(offer, state)))
+    request = _request_text(offer) if state is None else to_base64url(canonical_json(request_json(offer, state)))
     unsigned = Challenge(
-        "", offer.realm, METHOD, INTENT, request, time_text(expires), digest, offer.description or None, header
+        "",
+        offer.realm,
+        METHOD,
+        INTENT,
+        request,
+        time_text(expires),
+        digest,
+        _CONTROL.sub(" ", offer.description) or None,
+        header,
     )
-    return Challenge(challenge_id(unsigned, secret), *(getattr(unsigned, name) for name in _PARAMETERS[1:]))
-
-
-def challenge_id(unsigned: Challenge, secret: bytes) -> str:
-    """Return the keyed hash of a challenge as the SDKs of MPP make it; the description is not part of it."""
-    bound = [
-        unsigned.realm,
-        unsigned.method,
-        unsigned.intent,
-        unsigned.request,
-        unsigned.expires or "",
-        unsigned.digest or "",
-    ]
-    bound += [unsigned.header] if unsigned.header else []
-    bound.append(unsigned.opaque or "")
-    return to_base64url(hmac.digest(secret, "|".join(bound).encode(), sha256))
-
-
-def challenge_header(shown: Challenge) -> str:
-    """Write one `WWW-Authenticate` field."""
-    values = ((name, getattr(shown, name)) for name in _PARAMETERS)
-    return f"{SCHEME} " + ", ".join(f"{name}={quoted(value)}" for name, value in values if value is not None)
-
-
-def challenges(values: Iterable[str]) -> list[Challenge]:
-    """Read the challenges of the scheme `Payment` from all `WWW-Authenticate` fields, in their order.
-
-    Other schemes, and challenges without one of the required parameters, are left out.
-
-    Raises:
-        PaymentTooLarge, MalformedPayment: the fields as a whole can't be read.
-    """
-    return [
-        Challenge(**{name: found[name] for name in _PARAMETERS if name in found})
-        for scheme, found in read_challenges(values)
-        if scheme == SCHEME.lower() and all(found.get(name) for name in _REQUIRED)
-    ]
+    return Challenge(challenge_id(unsigned, secret), *(getattr(unsigned, name) for name in PARAMETERS[1:]))
 
 
 def offer_of(shown: Challenge) -> Offer:
@@ -192,7 +164,7 @@ def offer_of(shown: Challenge) -> Offer:
         PaymentUnsupported: another method, intent, binding, currency, chain or unit.
         PaymentTooLarge, MalformedPayment: a member is missing or has another form.
     """
-    request = _request(shown)
+    request = request_of(shown)
     details = request.get("methodDetails")
     details = details if isinstance(details, dict) else {}
     chain, unit = read_text(details, "chain", 80), request.get("unitType", "request")
@@ -234,14 +206,10 @@ def offers(values: Iterable[str]) -> list[Found]:
     found = []
     for shown in challenges(values):
         try:
-            found.append(Found(offer_of(shown), shown, read_snapshot(_request(shown))))
+            found.append(Found(offer_of(shown), shown, read_snapshot(request_of(shown))))
         except PaychanError:
             continue
     return found
-
-
-def _request(shown: Challenge) -> dict[str, Any]:
-    return json_object(from_base64url(shown.request, "request", MAX_REQUEST_BYTES), "request")
 
 
 # --- credentials ------------------------------------------------------------------------------------------------------
@@ -277,11 +245,11 @@ def action_of(payload: Mapping[str, Any]) -> Action:
 
 def credential_header(shown: Challenge, action: Action, source: str | None = None) -> str:
     """Write `Authorization`, or the field that the challenge names: the payer's answer to a challenge."""
-    echo = {name: value for name in _PARAMETERS if (value := getattr(shown, name)) is not None}
+    echo = {name: value for name in PARAMETERS if (value := getattr(shown, name)) is not None}
     content: dict[str, Any] = {"challenge": echo, "payload": payload_of(action)}
     if source is not None:
         content["source"] = source
-    return f"{SCHEME} {to_base64url(canonical_json(content))}"
+    return f"{SCHEME} {to_base64url(msgspec.json.encode(content))}"
 
 
 def read_credential(header: str) -> Credential | None:
@@ -293,12 +261,28 @@ def read_credential(header: str) -> Credential | None:
     scheme, _, text = header.strip(" \t").partition(" ")
     if scheme.lower() != SCHEME.lower():
         return None
-    value = json_object(from_base64url(text.strip(" \t"), "credential", MAX_CREDENTIAL_BYTES), "credential")
+    return credential_of(
+        json_object(from_base64url(text.strip(" \t"), "credential", MAX_CREDENTIAL_BYTES), "credential")
+    )
+
+
+def credential_of(value: Mapping[str, Any]) -> Credential:
+    """Read a credential as a JSON object; in JSON-RPC its challenge has `request` and `opaque` as objects, too.
+
+    Raises:
+        MalformedPayment: a member is missing or has another form.
+    """
     echo, payload, source = value.get("challenge"), value.get("payload"), value.get("source")
     if not isinstance(echo, dict) or not isinstance(payload, dict) or not isinstance(source, str | None):
         raise MalformedPayment(field="credential", reason="want challenge and payload as objects, source as a text")
-    known = {name: echo[name] for name in _PARAMETERS if echo.get(name) is not None}
-    for name in _REQUIRED:
+    known = {name: item for name in PARAMETERS if (item := echo.get(name)) is not None}
+    for name in OBJECTS:
+        if isinstance(known.get(name), dict):
+            try:
+                known[name] = to_base64url(canonical_json(known[name]))
+            except ValueError as error:
+                raise MalformedPayment(field=name, reason=str(error)) from None
+    for name in REQUIRED:
         read_text(known, name, MAX_REQUEST_BYTES)
     if not all(isinstance(item, str) for item in known.values()):
         raise MalformedPayment(field="challenge", reason="want texts")
@@ -326,11 +310,11 @@ def challenge_problem(
     )
     if any("|" in text for text in bound if text) or not _is_signed(shown, secrets):
         return InvalidChallenge()
-    if (other := _difference(shown, offer)) is not None:
-        return other
     try:
+        if (other := _difference(shown, offer)) is not None:
+            return other
         limit = read_time(shown.expires or "", "expires")
-    except MalformedPayment as error:
+    except (MalformedPayment, PaymentTooLarge) as error:
         return error
     if now > limit:
         return ChallengeExpired(now_unix=now, limit_unix=limit)
@@ -355,7 +339,9 @@ def _difference(shown: Challenge, offer: Offer) -> OfferMismatch | None:
     ):
         if got != want:
             return OfferMismatch(field=name, got=got[:80], want=want)
-    got_request, request = _request(shown), request_json(offer)
+    if shown.request == _request_text(offer):
+        return None
+    got_request, request = request_of(shown), request_json(offer)
     details = got_request.pop("methodDetails", None)
     for prefix, got_part, part in (
         ("methodDetails.", details if isinstance(details, dict) else {}, request.pop("methodDetails")),

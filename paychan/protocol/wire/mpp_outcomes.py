@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import MalformedPayment
 from paychan.protocol.wire.canonical import (
-    canonical_json,
     from_base64url,
     json_object,
     read_time,
@@ -133,7 +133,7 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
 
 def receipt_header(receipt: Receipt) -> str:
     """Write `Payment-Receipt`."""
-    return to_base64url(canonical_json(receipt_json(receipt)))
+    return to_base64url(msgspec.json.encode(receipt_json(receipt)))
 
 
 def read_receipt(header: str) -> Receipt:

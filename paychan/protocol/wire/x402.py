@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
@@ -184,12 +185,18 @@ def offers(required: PaymentRequired) -> list[Found]:
     return found
 
 
+@lru_cache(1000)
+def _static(offer: Offer) -> Requirements:
+    """Return the requirements of an offer; those of a price list are made once."""
+    return requirements(offer)
+
+
 def mismatch(accepted: Requirements, offer: Offer) -> OfferMismatch | None:
     """Return a refusal if a payment chose another offer than this one: x402's rule of both SDKs' servers.
 
     The terms are equal, and `extra` has each member of the offer's; it may have more.
     """
-    own = requirements(offer)
+    own = _static(offer)
     for name in ("scheme", "network", "amount", "asset", "pay_to", "max_timeout_seconds"):
         got, want = getattr(accepted, name), getattr(own, name)
         if got != want:

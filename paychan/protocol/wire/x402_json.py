@@ -80,6 +80,33 @@ class SettleResponse(_Json, frozen=True):
     extra: dict[str, Any] | None = None
 
 
+class VerifyResponse(_Json, frozen=True):
+    """Answer of a facilitator's `/verify`."""
+
+    is_valid: bool
+    invalid_reason: str | None = None
+    invalid_message: str | None = None
+    payer: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+class SupportedKind(_Json, frozen=True):
+    """A scheme on a network that a facilitator settles."""
+
+    x402_version: int
+    scheme: str
+    network: str
+    extra: dict[str, Any] | None = None
+
+
+class SupportedResponse(Struct, frozen=True):
+    """Answer of a facilitator's `/supported`; `signers` has the keys of each family of networks."""
+
+    kinds: list[SupportedKind]
+    extensions: list[str]
+    signers: dict[str, list[str]]
+
+
 # --- headers ----------------------------------------------------------------------------------------------------------
 
 
@@ -88,8 +115,31 @@ def encode_header(value: Struct) -> str:
     return to_base64(msgspec.json.encode(value))
 
 
+def payment_of(value: Any) -> PaymentPayload:
+    """Read a payment as a JSON object, which MCP and a facilitator's callers send in place of a header.
+
+    Raises:
+        MalformedPayment, PaymentUnsupported: another form or version.
+    """
+    return _convert(_versioned(value, "payment"), PaymentPayload, "payment")
+
+
+def requirements_of(value: Any) -> Requirements:
+    """Read one way to pay as a JSON object.
+
+    Raises:
+        MalformedPayment: another form.
+    """
+    return _convert(value, Requirements, "paymentRequirements")
+
+
 def _object(text: str, name: str) -> dict[str, Any]:
-    value = json_object(from_base64(text, name, MAX_HEADER_BYTES), name)
+    return _versioned(json_object(from_base64(text.strip(" \t"), name, MAX_HEADER_BYTES), name), name)
+
+
+def _versioned(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MalformedPayment(field=name, reason="not a JSON object")
     version = value.get("x402Version", VERSION)
     if version != VERSION or isinstance(version, bool):
         raise PaymentUnsupported(field="x402Version", got=str(version)[:20], want=str(VERSION))

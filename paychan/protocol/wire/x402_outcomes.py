@@ -10,7 +10,7 @@ from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import MalformedPayment
 from paychan.protocol.wire.members import read_count, read_key, read_outpoint, read_proof, read_sat
 from paychan.protocol.wire.offers import ChannelState, Settled
-from paychan.protocol.wire.x402_json import RESPONSE_HEADER, SettleResponse
+from paychan.protocol.wire.x402_json import RESPONSE_HEADER, SettleResponse, VerifyResponse
 
 DYNAMIC = ("channelState", "voucherState")
 """Members of `extra` that only a corrective answer has; an offer is compared without them."""
@@ -143,4 +143,13 @@ def refused_json(error: PaychanError, chain: str) -> SettleResponse:
         network=chain,
         error_reason=error_code(error),
         error_message=error.public_text or str(error),
+    )
+
+
+def verified_json(error: PaychanError | None, client_key: bytes = b"") -> VerifyResponse:
+    """Write a facilitator's answer about a payment: valid, or the refusal."""
+    if error is None:
+        return VerifyResponse(is_valid=True, payer=client_key.hex() or None)
+    return VerifyResponse(
+        is_valid=False, invalid_reason=error_code(error), invalid_message=error.public_text or str(error)
     )
