@@ -27,10 +27,6 @@ from paychan.shared.logsink import LogSink, open_missing_descriptors
 from paychan.shared.plainhelp import plain_unless_wide
 from paychan.shared.stuck import end_when_stuck
 from signer import vital
-from signer.cli import audit as auditing
-from signer.cli import seed as commands
-from signer.cli import settings
-from signer.cli import status as operating
 from signer.cli.options import ConfigFile, PassphraseDescriptor, PassphraseFile
 from signer.cli.program import new_app
 from signer.cli.terminal import fail
@@ -69,15 +65,8 @@ def run(file: ConfigFile, passphrase_fd: PassphraseDescriptor = None, passphrase
     _or_exit(lambda: start(file, passphrase_fd, passphrase_file))
 
 
-commands.register(app)
-app.command()(operating.status)
-app.command()(operating.heartbeat)
-app.command()(settings.settings)
-app.add_typer(auditing.app, name="audit")
-
-
 def main() -> None:
-    """Run the command line."""
+    """Run the command line of `app`: `run` alone, or all commands if `signer.commands` has added them."""
     keep_private()
     open_missing_descriptors()
     prepare_output()

@@ -41,7 +41,11 @@ def main() -> None:
         if first in KEYLESS or first in ("--help", "--version"):
             _run_keyless(first)
         else:
-            import_module("signer.service").main()
+            startup: Any = import_module("paychan.shared.startup")
+            with startup.without_packages("rich"):
+                import_module("structlog")
+            alone = first == "run" or not (first in LINES or first.startswith("-"))
+            import_module("signer.service" if alone else "signer.commands").main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in ("paychan", "signer"):

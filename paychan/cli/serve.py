@@ -13,11 +13,14 @@ def serve(file: ConfigFile) -> None:
 
     PORT in the environment overrides http.port.
     """
-    from paychan.app import run
-    from paychan.config import check_environment, load_server_config
-    from paychan.parts import StartError
-    from paychan.protocol.settings import SettingsError
-    from paychan.store.base import StoreFailed
+    from paychan.shared.startup import without_packages
+
+    with without_packages("rich", "click", "pygments"):
+        from paychan.app import run
+        from paychan.config import check_environment, load_server_config
+        from paychan.parts import StartError
+        from paychan.protocol.settings import SettingsError
+        from paychan.store.base import StoreFailed
 
     try:
         check_environment()

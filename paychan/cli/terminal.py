@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.text import Text
 
 from paychan.shared.called import as_called, called, quoted
 from paychan.shared.encoding import drop_output, write_out
 from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
+from paychan.shared.startup import AtFirstUse
 from paychan.shared.wording import grouped
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        drop_output(cast("TextIO", self.file))
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-out = _Console(highlight=False)
-err = _Console(stderr=True, highlight=False)
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            drop_output(cast("TextIO", self.file))
+
+    return Output(stderr=stderr, highlight=False)
+
+
+out = cast("Console", AtFirstUse(partial(_console, stderr=False)))
+err = cast("Console", AtFirstUse(partial(_console, stderr=True)))
+"""Both load Rich at their first use; a service that prints nothing starts without it."""
 
 _SHARED = {"--wallet": ("channel", "wallet"), "--dir": ("node",)}
 """By option: the commands that would mean another wallet or node without it."""
@@ -74,6 +83,12 @@ def report(message: str, code: str = "failed") -> None:
     """Print the sentence of `fail`."""
     if _Mode.as_json:
         show_json({"code": code, "error": completed(message)})
+        return
+    try:
+        from rich.console import Console  # noqa: F401 - for `err`
+        from rich.markup import escape
+    except (ImportError, OSError):  # no descriptor is free to read them
+        sys.stderr.write(f"paychan: {completed(message)}\n")
     else:
         err.print(f"[red]paychan:[/red] {escape(completed(message))}", soft_wrap=True)
 
@@ -85,11 +100,15 @@ def show_json(value: object) -> None:
 
 def say(text: str, style: str = "") -> None:
     """Print a sentence; only the terminal breaks its lines. Commands between backticks are named as they were called."""
+    from rich.text import Text
+
     out.print(Text(completed(text), style), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a sentence beside the results, on standard error."""
+    from rich.text import Text
+
     err.print(Text(completed(text)), soft_wrap=True)
 
 
@@ -106,6 +125,8 @@ def next_command(*words: object, program: str = "paychan") -> None:
 
 def show_facts(title: str, *rows: tuple[str, Cell]) -> None:
     """Show named values without the empty ones, below a title if it is not empty."""
+    from rich.text import Text
+
     shown = [(name, value) for name, value in rows if (value.text if isinstance(value, Value) else value)]
     if title:
         out.print(Text(title, "bold"), soft_wrap=True)
@@ -128,6 +149,8 @@ def terminal_width() -> int | None:
 
 
 def _print(lines: Iterable[Line]) -> None:
+    from rich.text import Text
+
     for line in lines:
         out.print(Text.assemble(*line), soft_wrap=True)
 

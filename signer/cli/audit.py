@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 
 import typer
 from msgspec import Struct
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paychan.protocol.settings import SettingsError
 from paychan.shared.layout import Value
@@ -219,6 +218,8 @@ def _sentences() -> Iterator[None]:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """Show the number of bytes done, if standard error is a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("verifying", total=total)

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.text import Text
 
 from paychan.shared.called import as_called, called
 from paychan.shared.encoding import drop_output, write_out
 from paychan.shared.layout import LEAST_WIDTH, Cell, Column, Line, Value, facts, table
+from paychan.shared.startup import AtFirstUse
 from paychan.shared.wording import grouped
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        drop_output(cast("TextIO", self.file))
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-out = _Console(highlight=False)
-err = _Console(stderr=True, highlight=False)
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            drop_output(cast("TextIO", self.file))
+
+    return Output(stderr=stderr, highlight=False)
+
+
+out = cast("Console", AtFirstUse(partial(_console, stderr=False)))
+err = cast("Console", AtFirstUse(partial(_console, stderr=True)))
+"""Both load Rich at their first use; a service that prints nothing starts without it."""
 
 
 _typed: dict[str, str] = {}
@@ -63,8 +72,18 @@ def fail(message: str, status: int = 1) -> NoReturn:
     if _Mode.as_json:
         show_json({"code": "failed", "error": completed(message)})
         raise typer.Exit(status)
-    err.print(f"[red]paychan-signer:[/red] {escape(completed(message))}", soft_wrap=True)
+    _report(completed(message))
     raise typer.Exit(status)
+
+
+def _report(message: str) -> None:
+    try:
+        from rich.console import Console  # noqa: F401 - for `err`
+        from rich.markup import escape
+    except (ImportError, OSError):  # after a change of user, the files of packages may be closed to this process
+        sys.stderr.write(f"paychan-signer: {message}\n")
+    else:
+        err.print(f"[red]paychan-signer:[/red] {escape(message)}", soft_wrap=True)
 
 
 def show_json(value: object) -> None:
@@ -74,6 +93,8 @@ def show_json(value: object) -> None:
 
 def say(text: str, style: str = "") -> None:
     """Print a sentence; only the terminal breaks its lines. Commands between backticks are named as they were called."""
+    from rich.text import Text
+
     out.print(Text(completed(text), style), soft_wrap=True)
 
 
@@ -104,5 +125,7 @@ def terminal_width() -> int | None:
 
 
 def _print(lines: Iterable[Line]) -> None:
+    from rich.text import Text
+
     for line in lines:
         out.print(Text.assemble(*line), soft_wrap=True)

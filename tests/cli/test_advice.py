@@ -43,7 +43,7 @@ NAMED = sorted(
 @pytest.mark.parametrize(("program", "line"), NAMED, ids=" ".join)
 def test_fault_52_a_command_that_a_text_names_exists_with_its_options(program: str, line: str) -> None:
     """Each command between backticks is one of the program, and has the options that stand there."""
-    from signer.service import app as signer
+    from signer.commands import app as signer
 
     command: Any = typer.main.get_command(paychan if program == "paychan" else signer)
     words = shlex.split(line)

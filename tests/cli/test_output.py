@@ -181,7 +181,7 @@ def test_fault_52_the_operator_may_shorten_a_channel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["paychan", "paychan-signer"])
 def test_fault_52_both_programs_say_their_version(command: str) -> None:
     """`--version` prints the name and the version of the installation."""
-    from signer.service import app as signer
+    from signer.commands import app as signer
 
     result = CliRunner().invoke(paychan if command == "paychan" else signer, ["--version"])
 

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from paychan.cli.main import COMMANDS
-from signer.service import app as signer_app
+from signer.commands import app as signer_app
 from signer.start import LINES
 
 MOST_MODULES = 345
@@ -94,6 +94,47 @@ def test_fault_57_the_signer_s_help_loads_no_service(words: tuple[str, ...]) -> 
 
     assert packages(loaded) & {"asyncio", "plyvel", "structlog", "tomlkit", "pyseccomp"} == set()
     assert "signer.service" not in loaded
+
+
+SERVER_STARTS = """\
+import sys, paychan.cli.main
+from pathlib import Path
+from paychan.cli import serve
+serve.fail = lambda *_, **__: print("\\n".join(sys.modules))
+serve.serve(Path("missing.toml"))
+"""
+
+SIGNER_STARTS = """\
+import sys, signer.cli.terminal, signer.start
+signer.cli.terminal.fail = lambda *_: print("\\n".join(sys.modules))
+sys.argv = ["paychan-signer", "missing.toml"]
+signer.start.main()
+"""
+"""A service that has loaded all its modules, and then finds no settings."""
+
+
+@pytest.mark.parametrize(
+    ("program", "service"),
+    [(SERVER_STARTS, "paychan.app"), (SIGNER_STARTS, "signer.service")],
+    ids=["server", "signer"],
+)
+def test_a_service_starts_without_packages_for_a_terminal(program: str, service: str) -> None:
+    """Rich and Click, which structlog and httpx would load if they could, are a third of a start; other commands are more."""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    loaded = set(run.stdout.split())
+
+    assert service in loaded, run.stderr
+    assert packages(loaded) & {"rich", "click", "pygments", "tomlkit"} == set()
+    assert "signer.cli.seed" not in loaded
+
+
+@pytest.mark.parametrize("module", ["paychan.cli.terminal", "signer.cli.terminal"])
+def test_a_failure_is_reported_where_rich_can_t_be_read(module: str) -> None:
+    """A process that has changed its user, or has no free descriptor, still says why it ends."""
+    program = f"import sys; sys.modules['rich'] = None\nfrom {module} import fail\nfail('the reason')"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert ": the reason\n" in run.stderr
 
 
 def test_the_signer_lists_every_command() -> None:

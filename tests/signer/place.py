@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from typer.testing import CliRunner
 
+from signer.commands import app
 from signer.secret.sources import Secret
 from signer.seed.file import Seed, read_seeds
-from signer.service import app
 
 WORD = "correct horse battery staple"
 ABANDON = "abandon " * 11 + "about"
