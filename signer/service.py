@@ -296,6 +296,7 @@ def _described(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
         "state": str(config.state_dir),
         "socket": str(config.socket_path),
         "destination": config.settlement.destination_address or "derived per channel",
+        "identity": keys.identity().hex(),
         "reserve": Reserve(keys.reserve().public_key).funding_address(network),
     }
 

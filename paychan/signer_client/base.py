@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from paychan.protocol.certificate import Certificate
 from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.tx import without_witness
@@ -80,6 +81,13 @@ class Signer(Protocol):
 
     async def reserve_key(self) -> bytes:
         """Ask for the public key (33 bytes) of the reserve, whose coins may help to pay for settlements."""
+
+    async def certify(self, receipt_key: bytes, not_before: UnixTime, not_after: UnixTime) -> Certificate:
+        """Ask the identity key to certify a key for receipts, from about now on and for at most 100 days.
+
+        The returned certificate is valid. `HealthReply.identity_key` is the same key, if the signer was not restarted
+        with another seed.
+        """
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None

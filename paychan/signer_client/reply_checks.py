@@ -9,6 +9,7 @@ from bitcoin.core.serialize import SerializationError
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.certificate import Certificate
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.keys import check_public_key
 from paychan.protocol.kinds.p2pkh import read_key_input
@@ -20,7 +21,13 @@ from paychan.protocol.settlement import (
 )
 from paychan.protocol.tx import unlockings_of
 from paychan.protocol.types import OutPoint
-from paychan.protocol.wire.signer_messages import AgainReply, ChildRequest, SettlementRequest
+from paychan.protocol.wire.signer_messages import (
+    AgainReply,
+    CertificateReply,
+    CertificateRequest,
+    ChildRequest,
+    SettlementRequest,
+)
 from paychan.signer_client.base import SignerRefused
 
 WRONG_REPLY = "protocol-reply"
@@ -43,6 +50,16 @@ def check_settlement(came: Settlement, request: SettlementRequest) -> None:
 def check_child(came: Settlement, request: ChildRequest) -> None:
     """Check that the child is the requested one; the txid that it spends is not checked."""
     _check_rebuilt(came, lambda: _rebuild_child(came, request))
+
+
+def check_certificate(came: CertificateReply, request: CertificateRequest) -> Certificate:
+    """Return the certificate of the requested key and times, after checking its signature."""
+    certificate = Certificate(
+        came.identity_key, request.receipt_key, request.not_before, request.not_after, came.signature
+    )
+    if problem := certificate.problem():
+        raise SignerRefused(WRONG_REPLY, f"not the certificate that was requested: {problem}")
+    return certificate
 
 
 def check_again(reply: AgainReply, outpoint: OutPoint) -> None:

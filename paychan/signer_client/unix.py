@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from paychan.protocol.certificate import Certificate
 from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
@@ -24,6 +25,8 @@ from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     BehindReply,
     BehindRequest,
+    CertificateReply,
+    CertificateRequest,
     ChildReply,
     ChildRequest,
     FundingReply,
@@ -52,7 +55,14 @@ from paychan.protocol.wire.signer_messages import (
 )
 from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused, SignerUnfit
 from paychan.signer_client.connection import Misfit, SignerLink, WrongSigner
-from paychan.signer_client.reply_checks import WRONG_REPLY, check_again, check_child, check_key, check_settlement
+from paychan.signer_client.reply_checks import (
+    WRONG_REPLY,
+    check_again,
+    check_certificate,
+    check_child,
+    check_key,
+    check_settlement,
+)
 
 _PASSING = (
     "policy-deadline",
@@ -85,6 +95,7 @@ _T = TypeVar(
     NewestReply,
     OtherKeysReply,
     ShownReply,
+    CertificateReply,
 )
 
 
@@ -126,6 +137,11 @@ class UnixSigner:
         reply = await self._ask(ReserveRequest(next(self._ids)), ReserveReply)
         check_key(reply.public_key, "reserve_key")
         return reply.public_key
+
+    async def certify(self, receipt_key: bytes, not_before: UnixTime, not_after: UnixTime) -> Certificate:
+        """Ask the identity key to certify a key for receipts; the returned certificate is valid."""
+        request = CertificateRequest(next(self._ids), receipt_key, not_before, not_after)
+        return check_certificate(await self._ask(request, CertificateReply), request)
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None

@@ -83,6 +83,10 @@ def rotate_seed(
             f"The reserve has a new address from then on. Coins at its old address need the key m/{path} of the old seed."
         )
 
+        say(
+            f"The server's identity key is another from then on; {old.fingerprint} no longer certifies keys for receipts."
+        )
+
     or_exit(file, run)
 
 

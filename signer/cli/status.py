@@ -64,7 +64,8 @@ def status(
         fail(str(error))
     if as_json:
         said = (msgspec.structs.asdict(answers.health), msgspec.structs.asdict(answers.status))
-        show_json({name: value for reply in said for name, value in reply.items() if name != "id"})
+        values = {name: value for reply in said for name, value in reply.items() if name != "id"}
+        show_json({**values, "identity_key": answers.health.identity_key.hex()})
     else:
         _show(answers, config, time.time())
     if answers.health.problem:
@@ -172,6 +173,7 @@ def _show(answers: _Answers, config: SignerConfig, now: float) -> None:
         ("network", _network(health, config)),
         ("problem", Value(health.problem, "red") if health.problem else "none"),
         ("keys", keys),
+        ("identity", Value(health.identity_key.hex(), whole=True)),
         ("running", f"since {clock(said.started_at)}, {span(now - said.started_at)}"),
         ("written", _written(said, now)),
         ("decisions", f"{said.decisions:,}"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from paychan.protocol.certificate import certificate_digest
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.keys import check_public_key
@@ -24,6 +25,8 @@ from paychan.protocol.wire.signer_messages import (
     AgainReply,
     AgainRequest,
     BehindRequest,
+    CertificateReply,
+    CertificateRequest,
     ChildReply,
     ChildRequest,
     FundingReply,
@@ -49,9 +52,9 @@ from signer.judge.facts import Facts, Limits, OwnKeys, gathered, has_readable_te
 from signer.judge.fundings import FundingProblem, shown_outputs
 from signer.judge.journal import Journal
 from signer.judge.newest import judge
-from signer.judge.policies import child_refusal, output_key, refusals
+from signer.judge.policies import certificate_refusal, child_refusal, output_key, refusals
 from signer.judge.queries import Identity, Room, Teller
-from signer.judge.rate import NEWEST_PER_SECOND, Budget, Kind, kind_of
+from signer.judge.rate import CERTIFICATES_PER_HOUR, NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.keys.ring import KeyRing, KeysFailed, SigningKey
 from signer.ledger.base import Entry, Ledger, LedgerFailed
 from signer.ledger.entries import DamagedEntry, entries_of
@@ -87,6 +90,7 @@ class Handler:
             Kind.NEWEST: NEWEST_PER_SECOND,
         }
         self._budgets = {kind: Budget(rate, clock()) for kind, rate in rates.items()}
+        self._budgets[Kind.CERTIFICATE] = Budget(CERTIFICATES_PER_HOUR, clock(), per_hour=True)
         self._journal = Journal(ledger, clock, lambda: bool(self._teller.shortage))
 
     async def handle(self, request: Request, peer_uid: int) -> Reply:
@@ -117,6 +121,8 @@ class Handler:
                 return await self._settlement(request, peer_uid, now)
             case ChildRequest():
                 return await self._child(request, peer_uid, now)
+            case CertificateRequest():
+                return await self._certificate(request, peer_uid, now)
 
     # --- answers without a signature ---------------------------------------------------------------------------------
 
@@ -219,6 +225,18 @@ class Handler:
         child = prepare_child(await self._signed(parent, own, digest), key.public_key, request.fee_sat)
         return ChildReply(request.id, await _sign(child, [key]))
 
+    async def _certificate(self, request: CertificateRequest, peer_uid: int, now: UnixTime) -> Reply:
+        identity = self._keys.identity()
+        refused = certificate_refusal(request, identity, now)
+        if refused is not None:
+            return self._refuse(request, peer_uid, refused)
+        times = request.not_before, request.not_after
+        digest = certificate_digest(request.receipt_key, *times)
+        await self._ledger.put(
+            Entry(self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest)))
+        )
+        return CertificateReply(request.id, identity, await self._keys.certify(request.receipt_key, *times))
+
     async def _signed(
         self, request: SettlementRequest, own: OwnKeys, digest: bytes, *, is_first: bool = False
     ) -> Settlement:
@@ -273,7 +291,7 @@ class Handler:
         kind = kind_of(request)
         if kind is not Kind.FREE and not self._budgets[kind].take(now):
             return self._over_budget(request, peer_uid, kind, now)
-        if kind in (Kind.KEYS, Kind.NEWEST) and (shortage := self._teller.shortage):
+        if kind in (Kind.KEYS, Kind.NEWEST, Kind.CERTIFICATE) and (shortage := self._teller.shortage):
             refusal = Refusal(request.id, "protocol-disk", shortage)
             self._journal.count(request, peer_uid, "refused", refusal)
             return refusal
@@ -283,7 +301,7 @@ class Handler:
         """Refuse a request above the rate limit; the log gets one such line per second."""
         budget = self._budgets[kind]
         asked = "requests" if kind is Kind.SETTLING else f"requests of {type(request).__name__}"
-        refusal = Refusal(request.id, "policy-rate", f"more than {budget.rate} {asked} per second")
+        refusal = Refusal(request.id, "policy-rate", f"more than {budget.rate} {asked} per {budget.period}")
         if kind is Kind.SETTLING and budget.may_tell(now):
             return self._refuse(request, peer_uid, refusal)
         self._journal.count(request, peer_uid, "refused", refusal)

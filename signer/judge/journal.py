@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from paychan.protocol.wire.signer_messages import (
     AgainRequest,
+    CertificateRequest,
     ChildRequest,
     FundingRequest,
     KeyRequest,
@@ -142,6 +143,12 @@ def about(request: Request) -> dict[str, Any]:
         case NewestRequest():
             received_sat = sum(claim.funding_sat - claim.payment.change_sat for claim in request.claims)
             return {"payments": len(request.claims), "received_sat": received_sat}
+        case CertificateRequest():
+            return {
+                "receipt_key": request.receipt_key.hex(),
+                "not_before": request.not_before,
+                "not_after": request.not_after,
+            }
         case AgainRequest():
             return {"outpoint": str(request.outpoint)}
         case _:

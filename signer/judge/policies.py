@@ -12,9 +12,12 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
+from paychan.protocol.certificate import MOST_SECONDS
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.keys import check_public_key
 from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, received_sat
-from paychan.protocol.types import OutPoint, Sat
-from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import CertificateRequest, ChildRequest, Refusal, SettlementRequest
 from signer.judge.facts import Facts
 from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.keys.ring import SigningKey
@@ -25,6 +28,10 @@ LEAST_CHILD_SAT = Sat(546)
 
 LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
 """From this time before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no longer by the share."""
+
+
+BEGIN_SECONDS = HOUR_SECONDS
+"""A certificate begins at the present time, give or take this: clocks differ, and none may begin before a break-in."""
 
 
 class Objection(NamedTuple):
@@ -205,6 +212,10 @@ POLICIES: tuple[tuple[str, Rule], ...] = (
 
 
 OTHER_POLICIES: tuple[tuple[str, str], ...] = (
+    (
+        "policy-certificate",
+        "the identity key signs certificates of receipt keys alone: from now on, up to 100 days long",
+    ),
     ("policy-sighash", "SIGHASH_ALL only: `settlement.Unsigned`, which makes all digests, supports no other type"),
     ("policy-peer", "the peer's uid, as the kernel reports it, is allowed; an invalid request ends the connection"),
     ("policy-deadline", "a request must arrive, and be answered, within the time limit; it delays no other request"),
@@ -243,6 +254,30 @@ def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> R
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
         return Refusal(request.id, "policy-fee", reason, Sat(max(most, 0)))
+    return None
+
+
+def certificate_refusal(request: CertificateRequest, identity: bytes, now: UnixTime) -> Refusal | None:
+    """Judge the certificate of a receipt key; None: sign it.
+
+    A server that was taken over can have a key certified that it keeps: the times bound how long that key is good for,
+    and no certificate is dated back to before the break-in, or ahead to after its end.
+    """
+
+    def refusal(reason: str) -> Refusal:
+        return Refusal(request.id, "policy-certificate", reason)
+
+    try:
+        check_public_key(request.receipt_key, "receipt_key")
+    except PaychanError as error:
+        return refusal(str(error))
+    if request.receipt_key == identity:
+        return refusal("the receipt key is the identity key itself")
+    begin, seconds = request.not_before, request.not_after - request.not_before
+    if begin < 0 or abs(begin - now) > BEGIN_SECONDS:
+        return refusal(f"it would begin at {begin}, want within {BEGIN_SECONDS} s of {now}")
+    if not 0 < seconds <= MOST_SECONDS:
+        return refusal(f"it would last {seconds} s, want 1 to {MOST_SECONDS} s")
     return None
 
 

@@ -106,6 +106,7 @@ class Teller:
             limits.max_fee_percent,
             Sat(limits.max_fee_sat),
             limits.max_fee_sat_per_vb,
+            self._keys.identity(),
         )
 
     def _status(self, request: StatusRequest, now: UnixTime) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from paychan.protocol.wire.signer_messages import (
+    CertificateRequest,
     Health,
     KeyRequest,
     NewestRequest,
@@ -19,6 +20,9 @@ from paychan.protocol.wire.signer_messages import (
 
 NEWEST_PER_SECOND = 20
 """Requests to record newest payments, each of up to 200: far more than an intact server sends."""
+
+CERTIFICATES_PER_HOUR = 60
+"""Certificates of receipt keys, of which a server needs one at its start and then one a week."""
 
 BURST_SECONDS = 10
 """A burst above the limit may last this time."""
@@ -31,6 +35,7 @@ class Kind(Enum):
     KEYS = auto()
     """Keys of channels that may never be opened: requested on behalf of strangers."""
     NEWEST = auto()
+    CERTIFICATE = auto()
     FREE = auto()
 
 
@@ -43,24 +48,29 @@ def kind_of(request: Request) -> Kind:
             return Kind.KEYS
         case NewestRequest():
             return Kind.NEWEST
+        case CertificateRequest():
+            return Kind.CERTIFICATE
     return Kind.SETTLING
 
 
 class Budget:
     """A token bucket. Seconds are of any clock; a clock that is set back adds no tokens."""
 
-    __slots__ = ("_at", "_left", "_told_at", "rate")
+    __slots__ = ("_at", "_left", "_most", "_per_second", "_told_at", "period", "rate")
 
-    def __init__(self, requests_per_second: int, now: float) -> None:
-        self.rate = requests_per_second
-        self._left = float(requests_per_second * BURST_SECONDS)
+    def __init__(self, most: int, now: float, *, per_hour: bool = False) -> None:
+        """Allow `most` requests per second, on average over ten seconds; or `per_hour`, on average over an hour."""
+        self.rate, self.period = most, "hour" if per_hour else "second"
+        self._per_second = most / 3600 if per_hour else most
+        self._most = float(most if per_hour else most * BURST_SECONDS)
+        self._left = self._most
         self._at = now
         self._told_at = now - 1
 
     def take(self, now: float) -> bool:
         """Take one token, if there is one."""
         passed = max(0.0, now - self._at)
-        self._left = min(self._left + passed * self.rate, float(self.rate * BURST_SECONDS))
+        self._left = min(self._left + passed * self._per_second, self._most)
         self._at = now
         if self._left < 1:
             return False

@@ -27,7 +27,7 @@ from signer.token.sessions import TokenError
 
 _PASSPHRASE_BYTES = 32
 
-_LABELS = ("reserve", "root", "channels")
+_LABELS = ("reserve", "identity", "root", "channels")
 """Names of the keys in a token, see `token.keys`."""
 
 log = structlog.get_logger()

@@ -28,7 +28,7 @@ from paychan.protocol.types import UnixTime
 from signer.config import Pkcs11
 from signer.keys.ring import CACHED_CHILDREN, KeysFailed, KeySource, SigningKey
 from signer.token.curve import der_numbers, der_signature
-from signer.token.keys import ALL_CHANNELS, RESERVE, ROOT, Holder, TokenKeys
+from signer.token.keys import ALL_CHANNELS, IDENTITY, RESERVE, ROOT, Holder, TokenKeys
 
 _TAG = sha256(b"paychan channel key 1").digest()
 
@@ -91,6 +91,9 @@ class DerivedKeys:
     def reserve_key(self) -> SigningKey:
         return self._token.find_or_make(RESERVE)
 
+    def identity_key(self) -> SigningKey:
+        return self._token.find_or_make(IDENTITY)
+
     def _derive(self, client_key: bytes, expiry: UnixTime) -> DerivedKey:
         root = self._token.find_or_make(ROOT)
         return DerivedKey(root, factor(root.public_key, client_key, expiry))
@@ -102,6 +105,7 @@ def generations(token: Holder, settings: Pkcs11) -> tuple[KeySource, ...]:
     Makes the keys that must be in the token now, so that no request ever makes one. Raises `KeysFailed`.
     """
     token.find_or_make(RESERVE)
+    token.find_or_make(IDENTITY)
     token.find_or_make(ALL_CHANNELS if settings.keys == "one" else ROOT)
     shared, derived = TokenKeys(token, per_channel=False), DerivedKeys(token)
     ways: tuple[KeySource, KeySource] = (shared, derived) if settings.keys == "one" else (derived, shared)

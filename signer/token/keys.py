@@ -1,7 +1,7 @@
 """Keys in a token: made there, unable to leave it, found by their identifiers. All of it runs in the token's process.
 
-There are three: the reserve's, the root of all channels' keys (`derived_keys`), and the key that all channels share
-with `pkcs11.keys = "one"`. Earlier releases made a key pair for each channel; it settles the channels that are still
+There are four: the reserve's, the server's identity key, the root of all channels' keys (`derived_keys`), and the key
+that all channels share with `pkcs11.keys = "one"`. Earlier releases made a key pair for each channel; it settles the channels that are still
 open. Its CKA_ID is the digest of expiry and client key. No key is made for a channel any more: strangers would fill the
 token. Every signature is verified before it is sent: a faulty token must cause no more than an error.
 """
@@ -28,6 +28,7 @@ _CHANNEL_LABEL = b"paychan channel "
 _HANDLE_GONE = {Code.KEY_HANDLE_INVALID, Code.OBJECT_HANDLE_INVALID}
 
 RESERVE = KeyName.single(b"reserve")
+IDENTITY = KeyName.single(b"identity")
 ROOT = KeyName.single(b"root")
 """The key that channel keys are derived from."""
 
@@ -170,6 +171,9 @@ class TokenKeys:
 
     def reserve_key(self) -> SigningKey:
         return self._token.find_or_make(RESERVE)
+
+    def identity_key(self) -> SigningKey:
+        return self._token.find_or_make(IDENTITY)
 
 
 def read_pin_and_open(config: SignerConfig) -> Token:

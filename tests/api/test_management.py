@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from paychan.protocol.types import Network
+from signer.keys.ring import DEBUG_KEY, StaticKey
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
 
@@ -41,6 +42,7 @@ def test_health_describes_the_server(system: System) -> None:
     health = answer.json()
     assert answer.status_code == 200
     assert (health["network"], health["signer"], health["frozen"], health["alarms"]) == ("debug", "debug", [], [])
+    assert health["identity"] == StaticKey(DEBUG_KEY).identity_key().public_key.hex()
     assert health["watcher_last_look"] > 1_700_000_000
 
 

@@ -8,11 +8,14 @@ from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.certificate import certificate_digest
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
+    CertificateReply,
+    CertificateRequest,
     FundingReply,
     FundingRequest,
     Health,
@@ -45,13 +48,23 @@ CLAIM = Claim(
 )
 SETTLEMENT_REQUEST = SettlementRequest(4, (CLAIM,), DESTINATION, Sat(5_000))
 SETTLEMENT = sign_settlement([CLAIM], DESTINATION, Sat(5_000), lambda _, digest: SERVER.sign(digest, hasher=None))
+IDENTITY, RECEIPT = PrivateKey(b"\x55" * 32), PrivateKey(b"\x66" * 32)
+CERTIFICATE_REQUEST = CertificateRequest(
+    6, RECEIPT.public_key.format(), UnixTime(1_800_000_000), UnixTime(1_800_604_800)
+)
+CERTIFICATE_DIGEST = certificate_digest(
+    CERTIFICATE_REQUEST.receipt_key, CERTIFICATE_REQUEST.not_before, CERTIFICATE_REQUEST.not_after
+)
+
 ABROAD = msgspec.structs.replace(SETTLEMENT_REQUEST, id=5, destination_script=CHANGE_SCRIPT)
 
 EXAMPLE: list[tuple[str, Request, Reply]] = [
     (
-        "The signer's state.",
+        "The signer's state. The private key of the server's identity is 55…55.",
         Health(1),
-        HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200),
+        HealthReply(
+            1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200, IDENTITY.public_key.format()
+        ),
     ),
     (
         "The server's key for the client with private key 11…11 and expiry 2030-03-17 17:46:40 UTC. It is that of private key 22…22.",
@@ -76,5 +89,10 @@ EXAMPLE: list[tuple[str, Request, Reply]] = [
             "policy-destination",
             f"destination script of 25 bytes beginning {CHANGE_SCRIPT.hex()} is not allowed",
         ),
+    ),
+    (
+        "A certificate: for a week the key of private key 66…66 signs the server's receipts.",
+        CERTIFICATE_REQUEST,
+        CertificateReply(6, IDENTITY.public_key.format(), IDENTITY.sign(CERTIFICATE_DIGEST, hasher=None)),
     ),
 ]

@@ -12,6 +12,7 @@ from msgspec import inspect as msgspec_inspect
 
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire import signer_messages as signerwire
+from paychan.protocol.wire import signer_versions
 from signer.config import Socket
 from signer.judge import policies as policy
 from signer.judge import validation as shape
@@ -30,7 +31,7 @@ def page() -> str:
 
 
 def _sections() -> Iterator[tuple[str, str]]:
-    version = signerwire.VERSION
+    version = signer_versions.VERSION
     yield f"# The signer's socket, version {version}", signertext.INTRODUCTION
     yield "## Frames", signertext.FRAMES.format(version=version, least=2, most=f"{signerwire.MAX_FRAME_BYTES:,}")
     yield "## Versions", _versions()
@@ -40,6 +41,7 @@ def _sections() -> Iterator[tuple[str, str]]:
     yield "## Replies", _all_described(replies())
     yield "## Structures", _all_described(structures())
     yield "## Signed transactions", signertext.SIGNED
+    yield "## Certificates", signertext.CERTIFICATES
     yield "## Refusals", _tags()
     yield "## Order, deadlines and limits", _rules()
     yield "## Example", _example()
@@ -106,7 +108,7 @@ def _parts(kind: msgspec_inspect.Type) -> list[type[Struct]]:
 
 
 def _versions() -> str:
-    rows = [f"| {number} | {text} |" for number, text in sorted(signerwire.VERSIONS.items(), reverse=True)]
+    rows = [f"| {number} | {text} |" for number, text in sorted(signer_versions.VERSIONS.items(), reverse=True)]
     return "\n".join(["| version | changes |", "|---|---|", *rows])
 
 

@@ -27,6 +27,9 @@ MEANINGS = {
     "ShownRequest.after": "the value of the reply before; nil: begin",
     "Newest.outpoint": "the channel",
     "Newest.change_sat": "change of the newest payment that the server has",
+    "CertificateRequest.receipt_key": "a key that the server has drawn, other than the identity key",
+    "CertificateRequest.not_before": "within an hour of the signer's time",
+    "CertificateRequest.not_after": "later, by at most 8,640,000 seconds",
     # replies
     "HealthReply.network": '"live", "test" or "regtest"',
     "HealthReply.key_mode": "the method of key derivation, as named in the configuration",
@@ -36,6 +39,7 @@ MEANINGS = {
     "HealthReply.max_fee_percent": "policy.max_fee_percent",
     "HealthReply.max_fee_sat": "policy.max_fee_sat; 0: not reported",
     "HealthReply.max_fee_sat_per_vb": "policy.max_fee_sat_per_vb; 0: not reported",
+    "HealthReply.identity_key": "the server's identity key, 33 bytes, which certifies keys for receipts and does nothing else; empty: none",
     "KeyReply.server_key": "the server's key S of this channel; the same request always gets the same key",
     "KeyReply.destination_script": "the scriptPubKey that this channel's settlement may pay to",
     "SettlementReply.settlement": "the signed settlement",
@@ -58,6 +62,8 @@ MEANINGS = {
     "StatusReply.problem": "description of a problem, as a sentence; empty: none",
     "StatusReply.written_at": "time of the last write of ledger and audit log to disk",
     "StatusReply.free_bytes": "free space on the file system of ledger and audit log",
+    "CertificateReply.identity_key": "as in HealthReply; the channels of the signer never have this key",
+    "CertificateReply.signature": "of the identity key over the digest of a certificate, see below: strict DER with low S",
     "OtherKeysReply.server_keys": "the channel's keys of all generations but the newest; none if there is no such key",
     "NewestReply.unshown": "indices of claims whose funding transaction was not shown",
     "NewestReply.refused": "indices of claims that failed verification, or that pay less than a payment in the ledger",
@@ -143,8 +149,8 @@ request, then the reserve's coins, all with sequence ffffffff. Its first output 
 
     sum of (funding_sat - change_sat) of all claims + sum of value_sat of all coins - fee_sat
 
-to `destination_script`; it is left out if that is 0. Every signature of the signer is ECDSA over the legacy hash with
-SIGHASH_ALL (RFC 6979, low S, DER, then the byte 01). A claim's scriptSig is
+to `destination_script`; it is left out if that is 0. Every signature in a transaction is ECDSA over the legacy hash
+with SIGHASH_ALL (RFC 6979, low S, DER, then the byte 01). A claim's scriptSig is
 
     <client's signature and flag> <server's signature> OP_1 <redeem script>
 
@@ -154,6 +160,15 @@ with the redeem script, whose number is a script number in its shortest form, pu
 
 A coin's scriptSig is `<signature> <key>`. A child spends the server's output of its parent, whole, to the same script, for
 `fee_sat`: version 1, lock time 0, sequence ffffffff."""
+
+CERTIFICATES = """\
+A certificate says that a key signs receipts of the server from one time to another. The identity key, which signs nothing
+else, signs its digest by ECDSA (RFC 6979, low S, DER):
+
+    t = SHA256("paychan/receipt-key")
+    digest = SHA256(t ‖ t ‖ receipt_key ‖ not_before ‖ not_after)
+
+The times have 8 bytes each, big endian. The identity key is neither the key of a channel nor that of the reserve."""
 
 RULES = """\
 - **Order.** Replies come in any order; ids pair them, and the client chooses ids (not 0). The signer handles requests of

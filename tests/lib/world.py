@@ -26,6 +26,7 @@ from actors.roles import Serving, Settling
 from actors.watching.expiry import Watcher
 from paychan.callback.base import Application
 from paychan.chain.debug import DebugChain
+from paychan.protocol.certificate import Certificate
 from paychan.protocol.channel import Accepted, Adopt, Channel, Outcome, Pay, Rejected
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.errors import PaychanError
@@ -37,6 +38,7 @@ from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     BehindReply,
     BehindRequest,
+    CertificateRequest,
     ChildReply,
     ChildRequest,
     FundingRequest,
@@ -60,7 +62,7 @@ from paychan.protocol.wire.signer_messages import (
     ShownRequest,
 )
 from paychan.signer_client.base import SignerRefused
-from paychan.signer_client.reply_checks import check_again
+from paychan.signer_client.reply_checks import check_again, check_certificate
 from paychan.store.base import Change
 from paychan.store.leveldb.store import LevelDbStore
 from signer.judge.facts import Limits
@@ -135,6 +137,10 @@ class LocalSigner:
         reply = await self._ask(ReserveRequest(1))
         assert isinstance(reply, ReserveReply)
         return reply.public_key
+
+    async def certify(self, receipt_key: bytes, not_before: UnixTime, not_after: UnixTime) -> Certificate:
+        request = CertificateRequest(1, receipt_key, not_before, not_after)
+        return check_certificate(await self._ask(request), request)
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None

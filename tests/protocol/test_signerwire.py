@@ -9,7 +9,6 @@ from paychan.protocol.settlement import Claim, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
-    VERSION,
     Health,
     HealthReply,
     KeyReply,
@@ -25,6 +24,7 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.protocol.wire.signer_versions import VERSION
 from tests.lib.channels import SERVER_DESTINATION, Payer
 
 PAYER = Payer("wire")

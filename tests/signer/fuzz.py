@@ -21,7 +21,6 @@ from paychan.protocol.settlement import Coin, Reserve
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
-    VERSION,
     AgainRequest,
     BehindRequest,
     ChildRequest,
@@ -37,6 +36,7 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.protocol.wire.signer_versions import VERSION
 from tests.lib.signerexample import EXAMPLE, OUTPOINT, SETTLEMENT_REQUEST, TERMS
 
 SLOWEST_SECONDS = 0.5

@@ -7,6 +7,7 @@ import pytest
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire.signer_messages import (
     AgainRequest,
+    CertificateRequest,
     Health,
     KeyRequest,
     NewestRequest,
@@ -42,6 +43,7 @@ STATUS: dict[str, Request] = {"health": Health(1), "status": StatusRequest(2)}
 FLOODS: dict[str, Request] = {
     "keys of strangers": KeyRequest(3, CLIENT_KEY, UnixTime(EXPIRY + 5)),
     "newest payments": NewestRequest(6, REQUEST.claims),
+    "certificates": CertificateRequest(7, CLIENT_KEY, UnixTime(1_000), UnixTime(2_000)),
     **STATUS,
 }
 

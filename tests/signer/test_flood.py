@@ -21,7 +21,6 @@ import pytest
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
-    VERSION,
     FundingReply,
     FundingRequest,
     Health,
@@ -32,6 +31,7 @@ from paychan.protocol.wire.signer_messages import (
     SettlementRequest,
     encode_frame,
 )
+from paychan.protocol.wire.signer_versions import VERSION
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.server.socket_file import BACKLOG, RESERVED_FILES
 from tests.lib.signer_process import REGTEST, SignerProcess

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from paychan.protocol.wire.signer_messages import MAX_FRAME_BYTES, VERSION, Request
+from paychan.protocol.wire.signer_messages import MAX_FRAME_BYTES, Request
+from paychan.protocol.wire.signer_versions import VERSION
 from tests.signer.fuzz import MEMORY_BYTES, MEMORY_FACTOR, VALID, check, check_prefix, frames, memory_of
 
 COUNT = 20_000

@@ -99,6 +99,9 @@ class Recording:
     def reserve_key(self) -> SigningKey:
         return RecordingKey(self._source.reserve_key(), self.digests)
 
+    def identity_key(self) -> SigningKey:
+        return RecordingKey(self._source.identity_key(), self.digests)
+
     def _recorded(self, key: SigningKey | None) -> SigningKey | None:
         return None if key is None else RecordingKey(key, self.digests)
 
@@ -109,10 +112,12 @@ def pushes(script: bytes) -> list[bytes]:
 
 
 def test_health_identifies_the_signer() -> None:
-    """A health reply has network, key mode and debug, and the request's id."""
+    """A health reply has network, key mode, debug and the identity key, and the request's id."""
     answer = handler()(Health(3))
 
-    assert answer == HealthReply(3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 10_000)
+    assert answer == HealthReply(
+        3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 10_000, KEYS.identity()
+    )
 
 
 def test_key_reply_has_the_key_and_destination_of_settlements() -> None:

@@ -116,6 +116,24 @@ def test_reserve_key_is_that_of_the_documented_path(make_keys: Any) -> None:
     assert keys.reserve_key().public_key.hex() == FROZEN_RESERVE_KEY
 
 
+@each_tree
+def test_identity_key_is_that_of_the_documented_path(make_keys: Any) -> None:
+    """The identity key is at m/"pchi"'/0' in both trees: a switch of `key.mode` does not change it, nor a release."""
+    keys: TreeKeys = make_keys(SEED)
+    node = Node.from_seed(SEED).descend([int.from_bytes(b"pchi", "big") | HARDENED, HARDENED])
+
+    assert keys.identity_key().public_key == node.key.public_key.format()
+    assert keys.identity_key().public_key.hex() == FROZEN_IDENTITY_KEY
+
+
+def test_the_debug_identity_is_no_channel_key() -> None:
+    """The identity key of debug mode is frozen, too, and is not the key that all channels share."""
+    keys = StaticKey(DEBUG_KEY)
+
+    assert keys.identity_key().public_key.hex() == DEBUG_IDENTITY_KEY
+    assert keys.identity_key().public_key != channel_key(keys).public_key
+
+
 def test_hardened_keys_never_change() -> None:
     """A seed gives the same keys in every release: another path would lose the coins of open channels."""
     keys = hardened_keys(SEED)
@@ -126,6 +144,8 @@ def test_hardened_keys_never_change() -> None:
 
 FROZEN_KEY = "031eb790a829a34a5ff44963335e96559f790f891f49b51c52bc49346ec4d1804e"
 FROZEN_RESERVE_KEY = "03c7ac67a4d423bf4b6a1fa812a8a11d12aa5306278fa62c383917b9a22565f6ad"
+FROZEN_IDENTITY_KEY = "03e2bbb21b4e9238822b2468a2c1fae0802dda4d87ff82143e4b162b0b5501e5a2"
+DEBUG_IDENTITY_KEY = "02c340d48e956cfbe65f5469032cad18be491c5daa86010c4af7f4f627d8278376"
 FROZEN_DESTINATION = "76a914f4fa0a8ee2ac0b4c6ee52a9477500cde32affa4b88ac"
 
 
@@ -136,10 +156,10 @@ def test_threat_38_every_channel_has_its_own_key_and_destination(make_keys: Any)
     channels = [(key, UnixTime(EXPIRY + n)) for key in (CLIENT_KEY, OTHER_CLIENT_KEY) for n in range(5)]
 
     own = [key_script(channel_key(keys, *channel).public_key) for channel in channels]
-    own.append(key_script(keys.reserve_key().public_key))
+    own += [key_script(key.public_key) for key in (keys.reserve_key(), keys.identity_key())]
     destinations = [destination_script(keys, *channel) for channel in channels]
 
-    assert len({*own, *destinations}) == 21
+    assert len({*own, *destinations}) == 22
 
 
 def test_trees_of_one_seed_are_disjoint() -> None:
@@ -156,7 +176,7 @@ def test_trees_of_one_seed_are_disjoint() -> None:
 def test_signatures_verify_and_are_deterministic(keys: KeySource) -> None:
     """Signatures of all keys are strict DER with low S, verify, and are the same every time (RFC 6979)."""
     destination = keys.destination_key(CLIENT_KEY, EXPIRY)
-    for key in (channel_key(keys), keys.reserve_key(), *([destination] if destination else [])):
+    for key in (channel_key(keys), keys.reserve_key(), keys.identity_key(), *([destination] if destination else [])):
         for number in range(20):
             digest = bytes([number]) * 32
 
@@ -192,6 +212,10 @@ class OtherKeys:
         self._answer()
         return GENERATIONS[0].reserve_key()
 
+    def identity_key(self) -> SigningKey:
+        self._answer()
+        return GENERATIONS[0].identity_key()
+
     def _answer(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -203,6 +227,7 @@ def test_new_channels_get_the_newest_key() -> None:
 
     assert ring.new(CLIENT_KEY, EXPIRY).public_key == channel_key(GENERATIONS[0]).public_key
     assert ring.reserve().public_key == GENERATIONS[0].reserve_key().public_key
+    assert ring.identity() == GENERATIONS[0].identity_key().public_key
     with pytest.raises(KeysFailed):
         KeyRing([OtherKeys(), *GENERATIONS]).new(CLIENT_KEY, EXPIRY)
 
@@ -251,6 +276,7 @@ def test_failures_of_a_source_are_passed_on() -> None:
         lambda: failing.find(make_terms(channel_key(GENERATIONS[0]).public_key, CLIENT_KEY, EXPIRY)),
         lambda: list(failing.destinations(CLIENT_KEY, EXPIRY)),
         failing.reserve,
+        failing.identity,
     ):
         with pytest.raises(KeysFailed, match="away"):
             ask()

@@ -11,10 +11,13 @@ from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.certificate import Certificate
 from paychan.protocol.settlement import Reserve, Settlement, sign_settlement
 from paychan.protocol.settlement import sign_child as make_child
-from paychan.protocol.types import Sat
+from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
+    CertificateReply,
+    CertificateRequest,
     ChildReply,
     HealthReply,
     KeyReply,
@@ -231,6 +234,50 @@ async def test_invalid_reserve_key_is_refused(tmp_path: Path, reply: Reply) -> N
         with pytest.raises(SignerRefused) as refused:
             await signer.reserve_key()
         assert refused.value.tag == "protocol-reply"
+
+
+RECEIPT_KEY = PublicKey.from_secret(b"\x66" * 32).format()
+BEGIN, END = UnixTime(1_800_000_000), UnixTime(1_800_604_800)
+
+
+def certified(
+    keys: KeyRing = KEYS, receipt_key: bytes = RECEIPT_KEY, begin: UnixTime = BEGIN, end: UnixTime = END
+) -> bytes:
+    return background.run(keys.certify, receipt_key, begin, end)
+
+
+CERTIFICATE_LIES: dict[str, Reply] = {
+    "another message": HEALTH,
+    "no key": CertificateReply(1, b"\x05" * 33, certified()),
+    "another identity": CertificateReply(1, OTHER_KEYS.identity(), certified()),
+    "signature of another": CertificateReply(1, KEYS.identity(), certified(OTHER_KEYS)),
+    "of another key": CertificateReply(1, KEYS.identity(), certified(receipt_key=CLIENT_KEY)),
+    "earlier": CertificateReply(1, KEYS.identity(), certified(begin=UnixTime(BEGIN - 1))),
+    "longer": CertificateReply(1, KEYS.identity(), certified(end=UnixTime(END + 1))),
+    "high S": CertificateReply(1, KEYS.identity(), with_high_s(certified())),
+    "padded S": CertificateReply(1, KEYS.identity(), with_padded_s(certified())),
+    "trailing byte": CertificateReply(1, KEYS.identity(), certified() + b"\x00"),
+    "empty": CertificateReply(1, KEYS.identity(), b""),
+}
+
+
+@pytest.mark.parametrize("lie", CERTIFICATE_LIES)
+async def test_certificate_that_differs_is_refused(tmp_path: Path, lie: str) -> None:
+    """A certificate of another key, time or identity, or whose signature is none, is refused."""
+    async with served(tmp_path, lambda _: CERTIFICATE_LIES[lie]) as path, client(path) as signer:
+        with pytest.raises(SignerRefused) as refused:
+            await signer.certify(RECEIPT_KEY, BEGIN, END)
+        assert refused.value.tag == "protocol-reply"
+
+
+async def test_an_honest_certificate_is_taken(tmp_path: Path) -> None:
+    """The certificate that the signer makes passes the checks that refuse the others."""
+    handler = make_handler(KEYS, clock=lambda: float(BEGIN))
+    async with served(tmp_path, handler) as path, client(path) as signer:
+        certificate = await signer.certify(RECEIPT_KEY, BEGIN, END)
+
+    assert isinstance(handler(CertificateRequest(2, RECEIPT_KEY, BEGIN, END)), CertificateReply)
+    assert certificate == Certificate(KEYS.identity(), RECEIPT_KEY, BEGIN, END, certified())
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -11,7 +11,6 @@ import signer
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
-    VERSION,
     AgainRequest,
     Health,
     KeyRequest,
@@ -23,13 +22,21 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.protocol.wire.signer_versions import VERSION
 from signer.judge.queries import Identity
-from signer.keys.ring import KeyRing, StaticKey
+from signer.keys.ring import KeyRing, SigningKey, SoftKey, StaticKey
 from tests.lib import signertext
 from tests.lib.ledger import MemoryLedger
-from tests.lib.signerexample import DESTINATION, EXAMPLE
+from tests.lib.signerexample import CERTIFICATE_REQUEST, DESTINATION, EXAMPLE, IDENTITY
 from tests.lib.signerpage import PAGE, meaning, page, replies, requests, structures, tags
 from tests.signer.messages import Answers
+
+
+class ExampleKeys(StaticKey):
+    """The example's server key, and its identity."""
+
+    def identity_key(self) -> SigningKey:
+        return SoftKey(IDENTITY)
 
 
 def test_page_is_that_of_the_code() -> None:
@@ -60,9 +67,11 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_example_is_what_the_signer_answers() -> None:
-    """A signer with the example's key gives the example's replies, byte for byte."""
-    keys = KeyRing([StaticKey(b"\x22" * 32)], DESTINATION)
-    handler = Answers(keys, MemoryLedger(), Identity("regtest", "hardened"))
+    """A signer with the example's keys gives the example's replies, byte for byte."""
+    keys = KeyRing([ExampleKeys(b"\x22" * 32)], DESTINATION)
+    handler = Answers(
+        keys, MemoryLedger(), Identity("regtest", "hardened"), clock=lambda: float(CERTIFICATE_REQUEST.not_before)
+    )
     for _, request, reply in EXAMPLE:
         assert handler(request) == reply
 

@@ -171,14 +171,14 @@ def test_signatures_verify_and_are_strict_der_with_low_s(token: SoftHsm) -> None
 
 
 def test_every_channel_has_a_key_of_its_own(token: SoftHsm) -> None:
-    """Other expiries and client keys, and the reserve, have other keys; the same terms have the same key."""
+    """Other expiries and client keys, reserve and identity have other keys; the same terms have the same key."""
     keys = opened(token)
     other_client = PrivateKey(b"\x07" * 32).public_key.format()
     made = [channel(keys, number).public_key for number in range(3)]
     other = keys.channel_key(other_client, EXPIRY, create=True)
     assert other is not None
 
-    assert len({*made, other.public_key, keys.reserve_key().public_key}) == 5
+    assert len({*made, other.public_key, keys.reserve_key().public_key, keys.identity_key().public_key}) == 6
     assert channel(keys, 1).public_key == made[1]
     assert keys.destination_key(CLIENT_KEY, EXPIRY) is None
 
@@ -193,28 +193,30 @@ def test_a_look_up_makes_no_key(token: SoftHsm) -> None:
 
 @pytest.mark.parametrize("more", ["", 'keys = "one"\n'], ids=["per channel", "one for all"])
 def test_keys_are_found_after_a_restart(token: SoftHsm, more: str) -> None:
-    """A new start finds the keys of channels and reserve, makes none, and signs with them."""
+    """A new start finds the keys of channels, reserve and identity, makes none, and signs with them."""
     keys = opened(token, more)
-    before = [channel(keys, number).public_key for number in range(3)] + [keys.reserve_key().public_key]
+    before = [channel(keys, number).public_key for number in range(3)]
+    before += [keys.reserve_key().public_key, keys.identity_key().public_key]
     finalize(token)
 
     keys = opened(token, more)
 
     found = [keys.channel_key(CLIENT_KEY, UnixTime(EXPIRY + number), create=False) for number in range(3)]
-    assert [key.public_key for key in [*found, keys.reserve_key()] if key] == before
+    kept = keys.reserve_key(), keys.identity_key()
+    assert [key.public_key for key in [*found, *kept] if key] == before
     for key in found:
         assert key is not None
         verified(key, bytes(32))
 
 
 def test_one_key_for_all_channels(token: SoftHsm) -> None:
-    """With keys = "one" all channels have the same key, which is not the reserve's."""
+    """With keys = "one" all channels have the same key, which is neither the reserve's nor the identity's."""
     keys = opened(token, 'keys = "one"\n')
 
     shared = {channel(keys, number).public_key for number in range(5)}
 
     assert len(shared) == 1
-    assert keys.reserve_key().public_key not in shared
+    assert not {keys.reserve_key().public_key, keys.identity_key().public_key} & shared
 
 
 @pytest.mark.parametrize("sessions", [1, 4, THREADS])

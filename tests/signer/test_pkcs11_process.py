@@ -15,6 +15,8 @@ import pytest
 
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
+    CertificateReply,
+    CertificateRequest,
     FundingReply,
     KeyReply,
     KeyRequest,
@@ -27,6 +29,7 @@ from paychan.protocol.wire.signer_messages import (
     SettlementRequest,
     encode_frame,
 )
+from paychan.signer_client.reply_checks import check_certificate
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.pseudoterminal import PseudoTerminal
 from tests.lib.signer_process import COMMAND, SignerProcess
@@ -80,12 +83,17 @@ def settle(signer: SignerProcess, request: SettlementRequest) -> bytes:
 
 
 def test_signer_settles_with_keys_of_the_token(token: SoftHsm, tmp_path: Path) -> None:
-    """The process returns a key of the token, signs settlements that nodes accept, and has no seed."""
+    """The process returns a key of the token, signs settlements that nodes accept, certifies, and has no seed."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         transaction = settle(signer, settlement(channel_key(signer)))
 
         assert transaction
         assert isinstance(answer(signer, ReserveRequest(2)), ReserveReply)
+        begin = UnixTime(int(time.time()))
+        request = CertificateRequest(3, CLIENT_KEY, begin, UnixTime(begin + 60))
+        certified = answer(signer, request)
+        assert isinstance(certified, CertificateReply), certified
+        assert check_certificate(certified, request).identity == certified.identity_key
         assert not signer.seed.exists()
         assert token.pin not in signer.log.read_text()
 

@@ -25,7 +25,6 @@ from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.types import Network
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
-    VERSION,
     ChildReply,
     Health,
     KeyReply,
@@ -39,6 +38,7 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.protocol.wire.signer_versions import VERSION
 from signer.keys.ring import RESERVE_PATH, KeyRing, channel_words, hardened_keys
 from tests.lib.customer import wait_for
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
@@ -342,6 +342,7 @@ def test_start_logs_its_facts(signer: SignerProcess) -> None:
         f'network=regtest key_mode=hardened state={signer.directory} socket={signer.socket} destination="derived per channel"'
         in line
     )
+    assert f"identity={hardened_keys(signer.master).identity_key().public_key.hex()} " in line
     reserve = hardened_keys(signer.master).reserve_key()
     assert f"reserve={encode_address(key_script(reserve.public_key), Network.REGTEST)}" in line
 

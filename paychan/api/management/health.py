@@ -31,9 +31,9 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
     """
     try:
         answer = await service.context.signer.health()
-        signer, absent, problem = answer.key_mode, "", answer.problem
+        signer, absent, problem, identity = answer.key_mode, "", answer.problem, answer.identity_key.hex()
     except (SignerAbsent, SignerRefused) as error:
-        signer, absent = "absent", f": {error}"
+        signer, absent, identity = "absent", f": {error}", ""
         problem = signer + absent
     seen, frozen, unsigned = service.context.chain_view, _frozen(service), await _unsigned(service)
     damaged = store_alarms(service)
@@ -44,6 +44,7 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         "status": _status(alarms, is_frozen=bool(frozen)),
         "network": service.config.network_name,
         "signer": signer,
+        "identity": identity,
         "frozen": list(frozen),
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,

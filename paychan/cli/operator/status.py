@@ -284,6 +284,7 @@ def _show_health(health: Mapping[str, Any]) -> None:
         ("network", health["network"]),
         ("payments", Value(f"frozen: {frozen}", "red") if frozen else accepted),
         ("signer", health["signer"]),
+        ("identity", whole(health["identity"])),
         *((name.replace("_", " "), _channel_fact(name, value)) for name, value in health.get("chain", {}).items()),
         ("disk", f"{disk['free_bytes']:,} bytes free; {disk['reserve_bytes']:,} are reserved for settling"),
         ("backup", whole(_backup_text(health["backup"]))),

@@ -16,22 +16,7 @@ from msgspec import Meta, Struct
 from paychan.protocol.keys import KeyBytes
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-
-VERSIONS = {
-    1: "health, keys and settlements",
-    2: "a reserve's coins and children help a settlement to confirm; a refusal names the lowest sufficient fee",
-    3: "the server shows a funding transaction before it settles the channel; the signer returns an earlier settlement "
-    "again; an operator sees the signer's state; frames may be as large as a funding transaction",
-    4: "health tells whether the signer can still write, and the fees that it allows; a request marks a key that is "
-    "needed to settle; the server shows newest payments; the signer returns the newest signed or shown claim; the "
-    "server asks which of its records are behind; the signer names keys of earlier generations",
-    5: "the server asks which channels the signer was shown, and finds those that its store lacks",
-    6: "the terms of a claim name the channel's kind, and its expiry is a value of its own; a frame has up to 128 KiB, as "
-    "a funding transaction is no larger than nodes relay; change may also be P2WPKH, P2WSH or P2TR",
-}
-"""The changes of each version. A peer with another version is refused: messages have no optional fields."""
-
-VERSION = max(VERSIONS)
+from paychan.protocol.wire.signer_versions import VERSION
 
 _T = TypeVar("_T")
 
@@ -172,6 +157,19 @@ class ShownRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     after: OutPoint | None = None
 
 
+class CertificateRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=14):
+    """Certify with the identity key that the server signs receipts with this key from `not_before` to `not_after`.
+
+    The request carries no hash: the signer makes the digest that it signs (`certificate.certificate_digest`). `not_before`
+    is the present time, give or take an hour, and the certificate lasts at most 100 days.
+    """
+
+    id: int
+    receipt_key: KeyBytes
+    not_before: UnixTime
+    not_after: UnixTime
+
+
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
     """Name of the network, key mode, whether this signer is for debugging only, and its health.
 
@@ -187,6 +185,7 @@ class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     max_fee_percent: int = 100
     max_fee_sat: Sat = Sat(0)
     max_fee_sat_per_vb: int = 0
+    identity_key: bytes = b""
 
 
 class KeyReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=102):
@@ -290,6 +289,14 @@ class ShownReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     after: OutPoint | None = None
 
 
+class CertificateReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=114):
+    """The certificate: the identity key, and its signature."""
+
+    id: int
+    identity_key: KeyBytes
+    signature: bytes
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer refuses: a stable tag (`policy-…`, or `protocol-…` for requests that it can't read) and the reason.
 
@@ -316,6 +323,7 @@ Request: TypeAlias = (
     | BehindRequest
     | OtherKeysRequest
     | ShownRequest
+    | CertificateRequest
 )
 Reply: TypeAlias = (
     HealthReply
@@ -330,6 +338,7 @@ Reply: TypeAlias = (
     | BehindReply
     | OtherKeysReply
     | ShownReply
+    | CertificateReply
     | Refusal
 )
 
