@@ -6,7 +6,13 @@ payer = Payer("http://localhost:8000")
 channel = payer.channel_for(room_sat=5000)  # finds the channel that is open to this server, or opens one
 receipt = channel.pay(1000)  # amounts are in satoshi
 print(receipt.total_paid_sat, receipt.left_sat)
+
+client = paid_client(Budget(per_request=50, per_day=1000))
+print(client.get("http://localhost:8080/tile").text)  # a 402 is paid over the wallet's channel
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from paychan.client.channel import AsyncChannel, Channel
 from paychan.client.coins import Deposit, Source
@@ -14,6 +20,7 @@ from paychan.client.errors import (
     AmbiguousName,
     BackupExists,
     BackupNotWritten,
+    BodyNotRepeatable,
     ChannelConflict,
     ChannelGone,
     ChannelInUse,
@@ -24,22 +31,28 @@ from paychan.client.errors import (
     DamagedBackup,
     DamagedFile,
     Declined,
+    FalseProof,
     FeeTooHigh,
     FundingDiffers,
     FundingMissing,
     FundingNotThere,
     FundingNotTold,
     FundingTooSmall,
+    HostNotAllowed,
     InsufficientFunds,
     LaterFile,
+    LogInUse,
     LooseMode,
     MayHoldCoins,
     NoBackup,
+    NoChannel,
     NoPlace,
     NoSeed,
     NoSuchChannel,
     NotADirectory,
+    NotApproved,
     OtherSeed,
+    OverBudget,
     OverLimit,
     PaymentPending,
     PaymentRefused,
@@ -48,6 +61,7 @@ from paychan.client.errors import (
     Refused,
     ServerFailed,
     ServerMisbehaved,
+    StillUnpaid,
     TermsUnacceptable,
     Unacknowledged,
     Unreachable,
@@ -70,12 +84,19 @@ from paychan.client.transport.effects import Patience
 from paychan.protocol.types import Network
 from paychan.protocol.wire.rbpcp import Dialect
 
+if TYPE_CHECKING:
+    from paychan.client.paying.budget import Budget, Question
+    from paychan.client.paying.clients import paid_async_client, paid_client
+    from paychan.client.paying.exchange import Need, Purse
+
 __all__ = [
     "AmbiguousName",
     "AsyncChannel",
     "AsyncPayer",
     "BackupExists",
     "BackupNotWritten",
+    "BodyNotRepeatable",
+    "Budget",
     "Channel",
     "ChannelConflict",
     "ChannelGone",
@@ -90,6 +111,7 @@ __all__ = [
     "Declined",
     "Deposit",
     "Dialect",
+    "FalseProof",
     "FeeTooHigh",
     "FundingDiffers",
     "FundingMissing",
@@ -97,24 +119,32 @@ __all__ = [
     "FundingNotTold",
     "FundingOutput",
     "FundingTooSmall",
+    "HostNotAllowed",
     "InsufficientFunds",
     "LaterFile",
     "Limits",
+    "LogInUse",
     "LooseMode",
     "MayHoldCoins",
+    "Need",
     "Network",
     "NoBackup",
+    "NoChannel",
     "NoPlace",
     "NoSeed",
     "NoSuchChannel",
     "NotADirectory",
+    "NotApproved",
     "OtherSeed",
+    "OverBudget",
     "OverLimit",
     "Patience",
     "Payer",
     "PaymentPending",
     "PaymentRefused",
     "ProxyUnusable",
+    "Purse",
+    "Question",
     "Receipt",
     "RecordNotWritten",
     "RefundTerms",
@@ -124,6 +154,7 @@ __all__ = [
     "Settled",
     "Source",
     "State",
+    "StillUnpaid",
     "TermsUnacceptable",
     "Unacknowledged",
     "Unreachable",
@@ -134,4 +165,23 @@ __all__ = [
     "WouldTakeBack",
     "WrongNumber",
     "WrongState",
+    "paid_async_client",
+    "paid_client",
 ]
+
+_LATER = {
+    "Budget": "budget",
+    "Need": "exchange",
+    "Purse": "exchange",
+    "Question": "budget",
+    "paid_async_client": "clients",
+    "paid_client": "clients",
+}
+"""Names of modules of `paying`, which are imported at their first use: commands that pay no request start faster."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"paychan.client.paying.{_LATER[name]}"), name)

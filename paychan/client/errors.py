@@ -98,11 +98,9 @@ class PaymentPending(ServerFailed):
 class StillUnpaid(Refused):
     """A server wants a payment for a request that the client has paid. `code` is the server's, "" without one."""
 
-    text = "the server took no payment of {price_sat} sat for {url}: {reason}"
-
     def __init__(self, url: str, price_sat: int, code: str, reason: str) -> None:
         super().__init__(402, code, reason, {"url": url, "price_sat": price_sat})
-        self.args = (self.text.format(url=url, price_sat=price_sat, reason=reason),)
+        self.args = (f"the server took no payment of {price_sat} sat for {url}: {reason}",)
 
 
 class Unreachable(ClientError):

@@ -57,6 +57,8 @@ class Paid(Struct, frozen=True, tag="paid", tag_field="line", omit_defaults=True
     """Change value of the newest payment of the channel, which pays for this request."""
     counted_sat: int
     """Part of the price that no earlier line of this request has counted."""
+    raised_sat: int = 0
+    """Sum by which this request's tries raised the signed sum of the channel together."""
 
 
 class Answered(Struct, frozen=True, tag="answered", tag_field="line", omit_defaults=True):
@@ -118,6 +120,8 @@ class Account:
         """Sums by day (number since 1970-01-01) and host."""
         self.open: dict[str, Paid] = {}
         """The newest paid request without a good answer, by `Paid.key`."""
+        self.unpaid: set[str] = set()
+        """Names of open requests that the server answered with 402; the answers to the others were lost."""
         self.spent: dict[str, int] = {}
         """Expected sum of all charges of a channel, by outpoint."""
         self.declined = 0
@@ -136,11 +140,7 @@ class Account:
                 self.by_host[line.host] = self.by_host.get(line.host, 0) + line.counted_sat
                 hosts = self.by_day.setdefault(line.at // DAY_SECONDS, {})
                 hosts[line.host] = hosts.get(line.host, 0) + line.counted_sat
-                self.open.pop(line.key, None)
-                self.open[line.key] = line
-                self._keys[line.request] = line.key
-                if len(self.open) > _KEPT_ANSWERS:
-                    self._close(next(iter(self.open.values())).request)
+                self._enter(line)
             case Answered():
                 self.spent[line.channel] = line.spent_sat
                 self._close(line.request)
@@ -149,10 +149,21 @@ class Account:
             case Declination():
                 self.declined += 1
             case Unpaid():
-                pass
+                if line.request in self._keys:
+                    self.unpaid.add(line.request)
+
+    def _enter(self, line: Paid) -> None:
+        earlier = self.open.pop(line.key, None)
+        if earlier is not None:
+            self._close(earlier.request)
+        self.open[line.key] = line
+        self._keys[line.request] = line.key
+        if len(self.open) > _KEPT_ANSWERS:
+            self._close(next(iter(self.open.values())).request)
 
     def _close(self, request: str) -> None:
         key = self._keys.pop(request, "")
+        self.unpaid.discard(request)
         if key in self.open and self.open[key].request == request:
             del self.open[key]
 

@@ -1,0 +1,80 @@
+"""A middleware for aiohttp's client that pays: `ClientSession(middlewares=[PaidMiddleware(purse)])`. Needs `paychan[aiohttp]`.
+
+aiohttp calls its middlewares for each hop of a redirect, so each hop is judged by its own host.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp.payload import BytesPayload, Payload
+
+from paychan.client.paying.bodies import BUFFER_BYTES
+from paychan.client.paying.budget import host_of
+from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_paid_already
+from paychan.client.paying.drive import drive_async
+from paychan.client.paying.exchange import Answer, Purse, exchange
+from paychan.client.paying.paying import Request
+
+
+class PaidMiddleware:
+    """Pays requests that are answered with 402.
+
+    Args:
+        purse: wallet and budget.
+        buffer_bytes: longest body other than bytes that is kept for the paid request. aiohttp must know its size before;
+            a body of an asynchronous iterator can't be paid for.
+    """
+
+    def __init__(self, purse: Purse, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self._purse, self._buffer_bytes = purse, buffer_bytes
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Send a request, and pay for it if needed. Raises as `exchange`, and what aiohttp raises."""
+        own = request.headers.copy()
+        if is_paid_already((name.lower() for name in own), own.get("Authorization", "")):
+            return await handler(request)
+        digest = await self._digest(request)
+
+        async def send(headers: Headers) -> tuple[ClientResponse, Answer]:
+            for name, value in headers:
+                request.headers[name] = value
+            try:
+                response = await handler(request)
+            finally:
+                for name, _ in headers:
+                    del request.headers[name]
+                    request.headers.extend([(name, value) for value in own.getall(name, [])])
+            is_refused = bool(headers) and response.status == 402
+            return response, _answer(response, await response.content.read(MOST_BODY_BYTES) if is_refused else b"")
+
+        return await drive_async(exchange(self._purse, self._read(request, digest)), send, _drop)
+
+    def _read(self, request: ClientRequest, digest: bytes | None) -> Request:
+        url = request.url
+        names = frozenset(name.lower() for name in request.headers)
+        host = host_of(url.scheme, url.raw_host or "", url.port)
+        return Request(request.method, str(url), host, names, digest, self._buffer_bytes)
+
+    async def _digest(self, request: ClientRequest) -> bytes | None:
+        """Return the SHA-256 of the body, which is bytes afterwards; None for a body that can be sent once only."""
+        body = request.body
+        if not isinstance(body, Payload):
+            return sha256(body).digest()
+        if isinstance(body, BytesPayload):
+            return sha256(await body.as_bytes()).digest()
+        if body.size is None or body.size > self._buffer_bytes:
+            return None
+        raw = await body.as_bytes()
+        await request.update_body(raw)
+        return sha256(raw).digest()
+
+
+def _answer(response: ClientResponse, body: bytes) -> Answer:
+    headers = tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers)
+    return Answer(response.status, headers, body)
+
+
+async def _drop(response: ClientResponse) -> None:
+    response.release()
