@@ -25,6 +25,7 @@ _CACHED_ROUTES = 8192
 
 _CACHED_PATH = 200
 
+_NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f]")
 _METHOD = re.compile(r"[A-Z]+")
 _STATUS = re.compile(r"[1-5](xx|[0-9]{2})")
 _REALM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_ /-]{0,99}")
@@ -221,6 +222,10 @@ def _route(file: PriceFile, table: RouteTable, key: str, source: str) -> Route:
     if realm and not _REALM.fullmatch(realm):
         where = f"{key}.realm" if table.realm else "realm"
         raise SettingsError(source, where, f'"{realm}": want letters, digits, spaces and .:_/- (at most 100)')
+    description = table.description or file.description
+    if _NOT_ONE_LINE.search(description):
+        where = f"{key}.description" if table.description else "description"
+        raise SettingsError(source, where, "want one line without control characters: it is part of a header")
     return Route(
         path=table.path,
         methods=table.methods,
@@ -228,7 +233,7 @@ def _route(file: PriceFile, table: RouteTable, key: str, source: str) -> Route:
         amount_sat=Sat(table.price_sat or table.ceiling_sat),
         is_ceiling=table.ceiling_sat > 0,
         realm=realm,
-        description=table.description or file.description,
+        description=description,
         mime_type=table.mime_type,
         upstream=_upstream(file, table, key, source),
         timeouts=Timeouts(

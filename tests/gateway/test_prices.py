@@ -53,6 +53,8 @@ def listed(*routes: str, top: str = TOP) -> PriceList:
         (TOP + route("/a", 'price_sat = 1\nmime_type = "png"'), "route[0].mime_type", '"png": want'),
         (TOP + route("/a", 'price_sat = 1\nrealm = "a\\"b"'), "route[0].realm", "want letters"),
         ('realm = "a\\r\\nSet-Cookie: x"\n' + TOP + route("/a"), "realm", "want letters"),
+        (TOP + route("/a", 'price_sat = 1\ndescription = "a\\r\\nb"'), "route[0].description", "one line"),
+        ('description = "a\\u0000b"\n' + TOP + route("/a"), "description", "one line"),
         (TOP + route("a"), "route[0].path", '"a": want a path that begins with "/"'),
         (TOP + route("/a/**/b"), "route[0].path", "at the end only"),
         (TOP + 'free = ["/a//b"]\n' + route("/a"), "free[0]", "empty or dot segment"),
