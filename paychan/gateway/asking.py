@@ -18,7 +18,7 @@ _LONGEST_ACCEPT = 1000
 """A longer Accept or Accept-Payment is ignored."""
 
 
-class Asked(Struct, frozen=True):
+class Facts(Struct, frozen=True):
     """Facts of a request.
 
     Raises:
@@ -47,7 +47,7 @@ class Asked(Struct, frozen=True):
         return f"{self.scheme}://{self.host}{self.target}"
 
 
-def wants_page(asked: Asked) -> bool:
+def wants_page(asked: Facts) -> bool:
     """Return whether a person reads the answer: a GET or HEAD whose Accept names text/html."""
     return asked.method in ("GET", "HEAD") and "html" in asked.accept and _names_html(asked.accept)
 

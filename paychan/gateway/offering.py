@@ -16,11 +16,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from paychan.gateway import page
-from paychan.gateway.asking import Asked, takes_mpp, wants_page
+from paychan.gateway.asking import Facts, takes_mpp, wants_page
 from paychan.gateway.prices import Route
 from paychan.protocol.errors import Failed, PaychanError, Unavailable
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire import mpp, x402
+from paychan.protocol.wire.mpp_challenge import Challenge, challenge_header
 from paychan.protocol.wire.mpp_outcomes import PROBLEM_TYPE, problem_json
 from paychan.protocol.wire.offers import ChannelState, Offer
 from paychan.protocol.wire.x402_json import PaymentRequired, encode_header
@@ -59,7 +60,7 @@ _PAGE_HEADERS = (("Content-Security-Policy", page.POLICY), ("Referrer-Policy", "
 
 _REASONS = {400: "Bad Request", 402: "Payment Required", 500: "Internal Server Error", 503: "Service Unavailable"}
 
-_BAD_REQUESTS = frozenset({"malformed", "missing", "repeated", "payment_unsupported"})
+_BAD_REQUESTS = frozenset({"malformed", "missing", "repeated", "payment_unsupported", "two_payments"})
 """Codes of requests that no other payment mends; every other refusal of a payment is a 402 with a fresh offer."""
 
 
@@ -106,7 +107,7 @@ class Offering:
         self._terms = terms
         self._prepared.clear()
 
-    def offer(self, route: Route, asked: Asked) -> Offer:
+    def offer(self, route: Route, asked: Facts) -> Offer:
         """Return what a request of this route is offered, and what its payment must have chosen."""
         return replace(
             self._terms,
@@ -117,7 +118,7 @@ class Offering:
         )
 
     def answer(
-        self, asked: Asked, route: Route, now: float, problem: PaychanError | None = None, *, closes: bool = False
+        self, asked: Facts, route: Route, now: float, problem: PaychanError | None = None, *, closes: bool = False
     ) -> bytes:
         """Return a whole answer as bytes, for a request without a payment or one whose payment is refused.
 
@@ -148,7 +149,7 @@ class Offering:
 
     def structured(
         self,
-        asked: Asked,
+        asked: Facts,
         route: Route,
         now: float,
         problem: PaychanError | None = None,
@@ -166,7 +167,7 @@ class Offering:
             challenge = self._challenge(offer, now, state) if takes_mpp(asked.accept_payment) else None
             if challenge is not None:
                 challenge_id = challenge.id
-                headers.append(("WWW-Authenticate", mpp.challenge_header(challenge)))
+                headers.append(("WWW-Authenticate", challenge_header(challenge)))
             required = _required(offer, route, _shown_url(asked), problem, state)
             headers.append(("PAYMENT-REQUIRED", encode_header(required)))
         if isinstance(problem, Unavailable):
@@ -181,11 +182,11 @@ class Offering:
             kind, body = PROBLEM_TYPE, _problem(status, offer, route, challenge_id, problem)
         return Answer(status, (("Server", "paychan"), ("Content-Type", kind), *_NO_STORE, *CORS, *headers), body)
 
-    def _challenge(self, offer: Offer, now: float, state: ChannelState | None = None) -> mpp.Challenge:
+    def _challenge(self, offer: Offer, now: float, state: ChannelState | None = None) -> Challenge:
         ends = (int(now) // SLOT_SECONDS + 1) * SLOT_SECONDS + mpp.LIFETIME_SECONDS
         return mpp.challenge(offer, self._secrets()[0], UnixTime(ends), state=state)
 
-    def _ready(self, asked: Asked, route: Route, now: float) -> _Prepared:
+    def _ready(self, asked: Facts, route: Route, now: float) -> _Prepared:
         slot = int(now) // SLOT_SECONDS
         if slot != self._slot:
             self._prepared.clear()
@@ -199,7 +200,7 @@ class Offering:
             found = self._prepared[key] = self._prepare(asked, route, now)
         return found
 
-    def _prepare(self, asked: Asked, route: Route, now: float) -> _Prepared:
+    def _prepare(self, asked: Facts, route: Route, now: float) -> _Prepared:
         """Build the answer once, and cut it where Date, URL and length belong."""
         whole = self.structured(asked, route, now)
         offer, mark = self.offer(route, asked), page.URL_PLACE.decode()
@@ -258,7 +259,7 @@ def _problem(status: int, offer: Offer, route: Route, challenge_id: str, problem
     return msgspec.json.encode(shown) + b"\n"
 
 
-def _shown_url(asked: Asked) -> str:
+def _shown_url(asked: Facts) -> str:
     return asked.url if len(asked.url) <= _MOST_URL else asked.url.partition("?")[0]
 
 

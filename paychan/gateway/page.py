@@ -39,10 +39,10 @@ main{max-width:52rem;margin:0 auto;padding:1.5rem;background:var(--card);border:
 .realm{margin:0;color:var(--dim);overflow-wrap:anywhere}
 h1{margin:.2rem 0 .6rem;font-size:2rem;line-height:1.2}
 h1 b{color:var(--mark)}
-h1 small{font-size:1rem;font-weight:400;color:var(--dim)}
+h1 small{display:inline-block;font-size:1rem;font-weight:400;color:var(--dim)}
 h2{margin:1.4rem 0 .4rem;font-size:1rem}
 p{margin:.4rem 0;overflow-wrap:anywhere}
-pre{margin:0;padding:.8rem;background:var(--code);border:1px solid var(--line);border-radius:8px;overflow-x:auto;font:13px/1.6 ui-monospace,monospace}
+pre{margin:0;padding:.8rem;background:var(--code);border:1px solid var(--line);border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.6 ui-monospace,monospace}
 .pay{display:flex;flex-wrap:wrap;gap:1rem 1.4rem;align-items:center;margin-top:1.4rem}
 .pay div{flex:1 1 15rem;min-width:0}
 .pay svg{flex:none;width:9.5rem;height:9.5rem;background:#fff;border-radius:8px}

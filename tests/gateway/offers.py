@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httptools
 
-from paychan.gateway.asking import Asked
+from paychan.gateway.asking import Facts
 from paychan.gateway.offering import Offering
 from paychan.gateway.prices import PriceList, Route, parse_prices
 from paychan.protocol.types import Sat
@@ -57,11 +57,11 @@ def make_offering(terms: Offer = TERMS) -> Offering:
     return Offering(terms, lambda: (SECRET, b"older"))
 
 
-def asked(target: str = "/v1/tile/5", method: str = "GET", host: str = "api.example", **facts: str) -> Asked:
-    return Asked(method, host, target, **facts)
+def asked(target: str = "/v1/tile/5", method: str = "GET", host: str = "api.example", **facts: str) -> Facts:
+    return Facts(method, host, target, **facts)
 
 
-def route_of(request: Asked, prices: PriceList = PRICES) -> Route:
+def route_of(request: Facts, prices: PriceList = PRICES) -> Route:
     return prices.find(request.method, request.target.partition("?")[0])
 
 

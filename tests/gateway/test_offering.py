@@ -8,7 +8,7 @@ import re
 import pytest
 from msgspec.structs import replace
 
-from paychan.gateway.asking import Asked, takes_mpp, wants_page
+from paychan.gateway.asking import Facts, takes_mpp, wants_page
 from paychan.gateway.offering import _MOST_PREPARED, CORS, PREFLIGHT, SLOT_SECONDS, laid_out
 from paychan.gateway.prices import one_price
 from paychan.protocol.errors import Malformed, PaymentPending, UnknownChannel
@@ -30,7 +30,7 @@ STATE = ChannelState(
 )
 
 
-def answered(request: Asked, *, now: float = NOW, problem=None, closes: bool = False) -> Parsed:
+def answered(request: Facts, *, now: float = NOW, problem=None, closes: bool = False) -> Parsed:
     return Parsed(make_offering().answer(request, route_of(request), now, problem, closes=closes))
 
 
