@@ -27,6 +27,12 @@ _UNITS = {
     "token": "for each request, by the number of its tokens",
 }
 
+
+def in_words(offer: Offer, *, is_ceiling: bool) -> str:
+    """Return the price as a person says it."""
+    return f"{'at most ' if is_ceiling else ''}{offer.amount_sat:,} satoshi {_UNITS[offer.unit]}"
+
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9\-._~:/?#\[\]@!()*+,;=%&]")
 """Characters of a URL that mean something in HTML, a shell or a Python text, and those that no URL has."""
 
@@ -89,7 +95,7 @@ def page(offer: Offer, *, is_ceiling: bool) -> bytes:
         price=f"{offer.amount_sat:,}",
         most="At most " if is_ceiling else "",
         amount=amount,
-        unit=_UNITS.get(offer.unit, f"for each {escape(offer.unit)}"),
+        unit=_UNITS[offer.unit],
         realm=escape(offer.realm),
         description=f"<p>{escape(offer.description)}</p>" if offer.description else "",
         style=_STYLE,
