@@ -94,7 +94,7 @@ def test_the_more_special_pattern_gives_an_operation_its_price() -> None:
 
 
 def test_the_manifest_has_the_offers_of_the_answers() -> None:
-    """What the manifest offers for a route is what a request of it is offered."""
+    """A route has the same offer in the manifest as in the answer to a request."""
     manifest = document(PRICES, WELL_KNOWN)
     items = {(item["input"]["method"], item["input"]["routeTemplate"]): item for item in manifest["items"]}
     tile = items["GET", "/v1/tile/:part1"]

@@ -34,7 +34,8 @@ class Seen(HTMLParser):
         self._open = tag
 
     def handle_endtag(self, tag) -> None:
-        self._open = ""
+        if tag == self._open:
+            self._open = ""
 
     def handle_data(self, data: str) -> None:
         self.texts.setdefault(self._open, []).append(data)
@@ -88,9 +89,8 @@ def test_the_code_names_the_url_and_does_nothing_else(query: str) -> None:
     """The shell reads one argument, Python one text: the URL, with all else percent-encoded."""
     url = "https://api.example/v1/tile/5" + (f"?{query}" if query else "")
     seen = Seen(filled(page(OFFER, is_ceiling=False), url))
-    pre = "".join(seen.texts["pre"])
-    install, pay = (line for line in pre.splitlines() if line.startswith(("pip ", "paychan pay")))
-    python = pre.partition(pay)[2]
+    command, python = seen.texts["pre"]
+    install, pay = command.splitlines()
     words = shlex.split(pay)
 
     assert install == "pip install paychan"
