@@ -58,6 +58,7 @@ COMMANDS = {
     "wallet": _Place(
         "payer.wallet_commands", "app", "The payer's wallet: back it up, restore it, check it, show its words."
     ),
+    "receipt": _Place("payer.receipt", "app", "Receipts of paid requests: verify one."),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
     "backup": _Place("operator.backup", "app", "Back up and restore the server's channels.", needs="plyvel"),
     "coins": _Place(
