@@ -165,6 +165,7 @@ class Purse:
             spent_sat = record.funding_sat - record.left_sat
             self.log.note(Corrected(record.funding_outpoint, self.now, spent_sat))
             account = self.log.account()
+        record = paying.with_decided(record, account)
         return paying.plan(request, demand, record, account, self.now, secrets.token_urlsafe(18))
 
     def sign(self, request: Request, file: ChannelFile, plan: Plan) -> Headers | Declined:

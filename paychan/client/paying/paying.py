@@ -137,6 +137,12 @@ def _raised(record: ChannelRecord, demand: Demand, account: Account, key: str, n
     return raised_sat
 
 
+def with_decided(record: ChannelRecord, account: Account) -> ChannelRecord:
+    """Return the record with the newest payment of the log, which a crash may have kept out of it."""
+    decided_sat = account.signed.get(record.funding_outpoint, record.left_sat)
+    return record if decided_sat >= record.left_sat else _replace(record, signed_sat=Sat(decided_sat))
+
+
 def plan(
     request: Request, demand: Demand, record: ChannelRecord, account: Account, now: int, name: str
 ) -> Plan | Declined:

@@ -124,6 +124,8 @@ class Account:
         """Names of open requests that the server answered with 402; the answers to the others were lost."""
         self.spent: dict[str, int] = {}
         """Expected sum of all charges of a channel, by outpoint."""
+        self.signed: dict[str, int] = {}
+        """Least change value that was decided for a channel, by outpoint: a crash may have kept it out of the wallet."""
         self.declined = 0
         self._keys: dict[str, str] = {}
 
@@ -158,6 +160,7 @@ class Account:
             self._close(earlier.request)
         self.open[line.key] = line
         self._keys[line.request] = line.key
+        self.signed[line.channel] = min(line.change_sat, self.signed.get(line.channel, line.change_sat))
         if len(self.open) > _KEPT_ANSWERS:
             self._close(next(iter(self.open.values())).request)
 
