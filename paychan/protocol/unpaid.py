@@ -21,6 +21,10 @@ class PaymentUnsupported(BadRequest):
     code, text = "payment_unsupported", "{field} {got} is not supported, want {want}"
 
 
+class TwoPayments(BadRequest):
+    code, text = "two_payments", "a request has one payment: got {got} payment headers, need 1"
+
+
 class OfferMismatch(Unpaid):
     code, text = "offer_mismatch", "payment is for another offer: {field} is {got}, want {want}; pay by the new offer"
 

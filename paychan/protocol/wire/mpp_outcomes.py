@@ -187,5 +187,5 @@ def problem_json(
     if error is not None:
         shown["code"] = error.code
     if error is not None and error.code == "credit_too_low":
-        shown["requiredTopUp"] = str(max(0, error.fields["needed_sat"] - error.fields["credit_sat"]))
+        shown["requiredTopUp"] = str(max(0, error.fields["need_sat"] - error.fields["got_sat"]))
     return shown | dict(more or {})
