@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from functools import lru_cache
+from http.client import responses
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from paychan.gateway import page
 from paychan.gateway.asking import Facts, takes_mpp, wants_page
 from paychan.gateway.prices import Route
-from paychan.protocol.errors import Failed, PaychanError, Unavailable
+from paychan.protocol.errors import Failed, MethodNotAllowed, PaychanError, Unavailable
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire import mpp, x402
 from paychan.protocol.wire.mpp_challenge import Challenge, challenge_header
@@ -58,7 +59,7 @@ PREFLIGHT = (
 _NO_STORE = (("Cache-Control", "no-store"), ("Vary", "Accept, Accept-Payment"), ("X-Content-Type-Options", "nosniff"))
 _PAGE_HEADERS = (("Content-Security-Policy", page.POLICY), ("Referrer-Policy", "no-referrer"))
 
-_REASONS = {400: "Bad Request", 402: "Payment Required", 500: "Internal Server Error", 503: "Service Unavailable"}
+_PAGE_TYPE = "text/html; charset=utf-8"
 
 _BAD_REQUESTS = frozenset({"malformed", "missing", "repeated", "payment_unsupported", "two_payments"})
 """Codes of requests that no other payment mends; every other refusal of a payment is a 402 with a fresh offer."""
@@ -160,27 +161,16 @@ class Offering:
         With `state` it corrects the payer's view of a channel: both protocols show the channel and its newest payment as
         proof. Pass no state of a channel that is near its end: the payer then opens a new one.
         """
-        status = status_of(problem)
-        offer = self.offer(route, asked)
-        headers, challenge_id = [], ""
-        if status == 402:
-            challenge = self._challenge(offer, now, state) if takes_mpp(asked.accept_payment) else None
-            if challenge is not None:
-                challenge_id = challenge.id
-                headers.append(("WWW-Authenticate", challenge_header(challenge)))
-            required = _required(offer, route, _shown_url(asked), problem, state)
-            headers.append(("PAYMENT-REQUIRED", encode_header(required)))
-        if isinstance(problem, Unavailable):
-            headers.append(("Retry-After", str(problem.fields.get("wait_seconds", _RETRY_AFTER_SECONDS))))
+        status, offer, url = status_of(problem), self.offer(route, asked), _shown_url(asked)
+        if problem is not None and status != 402:
+            return refusal(problem, status)
+        challenge = self._challenge(offer, now, state) if takes_mpp(asked.accept_payment) else None
+        headers = [("WWW-Authenticate", challenge_header(challenge))] if challenge else []
+        headers.append(("PAYMENT-REQUIRED", encode_header(_required(offer, route, url, problem, state))))
         if problem is None and wants_page(asked):
-            kind, body = (
-                "text/html; charset=utf-8",
-                page.filled(page.page(offer, is_ceiling=route.is_ceiling), _shown_url(asked)),
-            )
-            headers += _PAGE_HEADERS
-        else:
-            kind, body = PROBLEM_TYPE, _problem(status, offer, route, challenge_id, problem)
-        return Answer(status, (("Server", "paychan"), ("Content-Type", kind), *_NO_STORE, *CORS, *headers), body)
+            body = page.filled(page.page(offer, is_ceiling=route.is_ceiling), url)
+            return _answer(402, _PAGE_TYPE, [*_PAGE_HEADERS, *headers], body)
+        return _answer(402, PROBLEM_TYPE, headers, _problem(offer, route, challenge, problem))
 
     def _challenge(self, offer: Offer, now: float, state: ChannelState | None = None) -> Challenge:
         ends = (int(now) // SLOT_SECONDS + 1) * SLOT_SECONDS + mpp.LIFETIME_SECONDS
@@ -201,18 +191,22 @@ class Offering:
         return found
 
     def _prepare(self, asked: Facts, route: Route, now: float) -> _Prepared:
-        """Build the answer once, and cut it where Date, URL and length belong."""
-        whole = self.structured(asked, route, now)
-        offer, mark = self.offer(route, asked), page.URL_PLACE.decode()
+        """Build the answer of `structured` once, and cut it where Date, URL and length belong."""
+        offer, mark, is_page = self.offer(route, asked), page.URL_PLACE.decode(), wants_page(asked)
         before, _, after = msgspec.json.encode(_required(offer, route, mark)).partition(msgspec.json.encode(mark))
-        is_page = wants_page(asked)
-        headers = [(name, value) for name, value in whole.headers if name != "PAYMENT-REQUIRED"]
+        challenge = self._challenge(offer, now) if takes_mpp(asked.accept_payment) else None
+        headers = [("WWW-Authenticate", challenge_header(challenge))] if challenge else []
+        if is_page:
+            body = page.page(offer, is_ceiling=route.is_ceiling)
+            answer = _answer(402, _PAGE_TYPE, [*_PAGE_HEADERS, *headers], body)
+        else:
+            answer = _answer(402, PROBLEM_TYPE, headers, _problem(offer, route, challenge, None))
         return _Prepared(
             before_date=_first_line(402) + b"Date: ",
-            after_date=b"\r\n" + _lines(headers) + b"PAYMENT-REQUIRED: ",
+            after_date=b"\r\n" + _lines(answer.headers) + b"PAYMENT-REQUIRED: ",
             json_before=before,
             json_after=after,
-            body=page.page(offer, is_ceiling=route.is_ceiling) if is_page else whole.body,
+            body=answer.body,
             is_page=is_page,
         )
 
@@ -222,6 +216,34 @@ def status_of(problem: PaychanError | None) -> int:
     if isinstance(problem, Unavailable | Failed):
         return problem.http_status
     return 400 if problem is not None and problem.code in _BAD_REQUESTS else 402
+
+
+def refusal(problem: PaychanError, status: int = 0) -> Answer:
+    """Return the answer to a request that no payment mends: an unlisted path, a wrong method, a server that must wait.
+
+    Args:
+        problem: the reason; a stranger reads its public text.
+        status: another status than the problem's own.
+    """
+    status = status or problem.http_status
+    headers = []
+    if isinstance(problem, Unavailable):
+        headers = [("Retry-After", str(problem.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
+    if isinstance(problem, MethodNotAllowed):
+        # RFC 9110 15.5.6: "The origin server MUST generate an Allow header field in a 405 response"
+        headers = [("Allow", ", ".join(problem.fields.get("allowed", ())))]
+    shown = {
+        "type": "about:blank",
+        "title": responses.get(status, "Refused"),
+        "status": status,
+        "detail": problem.public_text or str(problem),
+        "code": problem.code,
+    }
+    return _answer(status, PROBLEM_TYPE, headers, msgspec.json.encode(shown) + b"\n")
+
+
+def _answer(status: int, kind: str, headers: Iterable[tuple[str, str]], body: bytes) -> Answer:
+    return Answer(status, (("Server", "paychan"), ("Content-Type", kind), *_NO_STORE, *CORS, *headers), body)
 
 
 def laid_out(answer: Answer, now: float, *, is_head: bool, closes: bool = False) -> bytes:
@@ -242,7 +264,7 @@ def _required(
     return x402.payment_required(offer, url, mime_type=route.mime_type or None, error=problem, state=state)
 
 
-def _problem(status: int, offer: Offer, route: Route, challenge_id: str, problem: PaychanError | None) -> bytes:
+def _problem(offer: Offer, route: Route, challenge: Challenge | None, problem: PaychanError | None) -> bytes:
     """Write the problem body, with the price in words that need no knowledge of a protocol."""
     price = {
         "priceSat": offer.amount_sat,
@@ -253,8 +275,8 @@ def _problem(status: int, offer: Offer, route: Route, challenge_id: str, problem
         "openPriceSat": offer.open_price_sat,
         "minConfirmations": offer.min_confirmations,
     }
-    shown = problem_json(status, challenge_id, problem, price if status == 402 else {})
-    if not challenge_id:
+    shown = problem_json(402, challenge.id if challenge else "", problem, price)
+    if challenge is None:
         del shown["challengeId"]
     return msgspec.json.encode(shown) + b"\n"
 
@@ -264,7 +286,7 @@ def _shown_url(asked: Facts) -> str:
 
 
 def _first_line(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}\r\n".encode()
+    return f"HTTP/1.1 {status} {responses.get(status, 'Refused')}\r\n".encode()
 
 
 def _lines(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -82,9 +82,9 @@ paychan pay --max {amount} '{url}'</pre>
 </main></body></html>
 """
 
-_PYTHON = """from paychan.client.paying import Budget
-from paychan.client.paying.httpx import PayingClient
-answer = PayingClient(Budget(per_request={amount})).get("{url}")"""
+_PYTHON = """from paychan.client.paying.budget import Budget
+from paychan.client.paying.clients import paid_client
+answer = paid_client(Budget(per_request={amount})).get("{url}")"""
 
 
 def page(offer: Offer, *, is_ceiling: bool) -> bytes:

@@ -144,7 +144,10 @@ class PriceList:
             route = place.route(method)
             if route is not None:
                 return route
-        raise MethodNotAllowed(method=method) if places else NotForSale(path=path)
+        if not places:
+            raise NotForSale(path=path)
+        allowed = sorted(_with_head(tuple(name for place in places for name in place.by_method)))
+        raise MethodNotAllowed(method=method, allowed=allowed)
 
 
 def parse_prices(text: str, source: str) -> PriceList:

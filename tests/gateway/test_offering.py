@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from paychan.gateway.asking import Facts, takes_mpp, wants_page
-from paychan.gateway.offering import _MOST_PREPARED, CORS, PREFLIGHT, SLOT_SECONDS, laid_out
+from paychan.gateway.offering import _MOST_PREPARED, CORS, PREFLIGHT, SLOT_SECONDS, laid_out, refusal
 from paychan.gateway.prices import one_price
-from paychan.protocol.errors import Malformed, PaymentPending, UnknownChannel
+from paychan.protocol.errors import Malformed, NotForSale, PaymentPending, SignerUnavailable, UnknownChannel
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.unpaid import ChallengeExpired, PaymentUnsupported
@@ -203,7 +203,27 @@ def test_a_request_that_no_payment_mends_gets_no_offer(problem, status: int) -> 
     assert answer.one("Access-Control-Allow-Origin") == "*"
     assert answer.one("Cache-Control") == "no-store"
     assert json.loads(answer.body)["code"] == problem.code
+    assert json.loads(answer.body)["status"] == status
     assert "priceSat" not in json.loads(answer.body)
+
+
+def test_a_reason_from_inside_the_server_stays_inside() -> None:
+    """A stranger reads the public text of a refusal."""
+    answer = Parsed(laid_out(refusal(SignerUnavailable(reason="/run/geheim")), NOW, is_head=False))
+
+    assert answer.status == 503
+    assert b"geheim" not in answer.body
+    assert json.loads(answer.body)["detail"] == "the signer is not available"
+
+
+def test_an_unlisted_path_gets_a_problem_without_an_offer() -> None:
+    """The answer to what is not for sale: 404, by the same rules for caches and pages of other sites."""
+    answer = Parsed(laid_out(refusal(NotForSale(path="/x")), NOW, is_head=False, closes=True))
+
+    assert (answer.status, json.loads(answer.body)["code"]) == (404, "not_for_sale")
+    assert answer.one("Cache-Control") == "no-store"
+    assert answer.one("Connection") == "close"
+    assert not {"payment-required", "www-authenticate", "retry-after", "allow"} & set(answer.names())
 
 
 @pytest.mark.parametrize(

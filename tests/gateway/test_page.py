@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -99,8 +101,18 @@ def test_the_code_names_the_url_and_does_nothing_else(query: str) -> None:
     assert not set(words[4]) & set("'\"\\$`<> {}")
     assert words[4].startswith("https://api.example/v1/tile/5")
     assert f'.get("{words[4]}")' in python
-    compile(python, "page", "exec")
+    assert [type(line).__name__ for line in ast.parse(python).body] == ["ImportFrom", "ImportFrom", "Assign"]
     assert [name for name, _ in seen.elements].count("pre") == 2
+
+
+def test_the_code_is_that_of_the_library() -> None:
+    """The names of the Python lines exist, and the budget is the price."""
+    _, python = Seen(filled(page(OFFER, is_ceiling=False), "https://api.example/")).texts["pre"]
+    names: dict[str, Any] = {}
+    exec("\n".join(python.splitlines()[:2]), names)
+
+    assert eval(python[python.index("Budget(") : python.index(").get")], names).per_request == 1234
+    assert callable(names["paid_client"])
 
 
 def test_the_page_has_the_price_and_the_terms() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from paychan.config import Gateway
 from paychan.gateway.loading import load_prices
+from paychan.gateway.offering import refusal
 from paychan.gateway.pricefile import Timeouts
 from paychan.gateway.prices import _CACHED_ROUTES, PriceList, one_price, parse_prices
 from paychan.gateway.saidprice import said_price
@@ -123,11 +124,13 @@ def test_the_most_special_pattern_with_the_method_counts(method: str, path: str,
 
 
 def test_a_method_that_no_route_has_is_refused() -> None:
-    """405, not 404: the path is for sale."""
-    prices = listed(route("/a", 'price_sat = 1\nmethods = ["GET"]'))
+    """405, not 404: the path is for sale, by the methods that the answer names."""
+    prices = listed(route("/a", 'price_sat = 1\nmethods = ["GET", "PUT"]'))
 
-    with pytest.raises(MethodNotAllowed):
+    with pytest.raises(MethodNotAllowed) as caught:
         prices.find("POST", "/a")
+
+    assert dict(refusal(caught.value).headers)["Allow"] == "GET, HEAD, PUT"
 
 
 def test_a_route_has_its_own_values_or_those_of_the_list() -> None:
