@@ -72,7 +72,7 @@ class PaymentRefused(Refused):
 
 
 class ChannelUnknown(Refused):
-    pass
+    earlier_state = "has no answer yet"
 
 
 class ChannelConflict(Refused):

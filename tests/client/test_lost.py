@@ -113,7 +113,7 @@ def test_fault_51_a_drain_without_an_answer_is_drained_once(liar: Liar, opened: 
 def test_status_tells_whether_a_lost_payment_was_booked(
     liar: Liar, opened: OpenChannel, loss: Lie, booked: bool, codes: bool, version: int
 ) -> None:
-    """A status request carries no new value, and decides whether a lost payment was booked."""
+    """A status request has no new value, and shows whether a lost payment was booked; if not, it is finished later."""
     channel = opened(version)
     liar.lies.append(loss)
     liar.codes = codes
@@ -124,8 +124,10 @@ def test_status_tells_whether_a_lost_payment_was_booked(
     record = channel.status()
 
     assert liar.received_sat == before
-    assert (record.unacknowledged, record.refused) == (not booked, not booked)
+    assert (record.unacknowledged, record.refused) == (not booked, False)
     assert record.left_sat == FUNDING_SAT - OPEN_PRICE_SAT - 100
+    earlier = channel.pay(7).earlier
+    assert (earlier is None, liar.received_sat) == (booked, OPEN_PRICE_SAT + 107)
 
 
 @both_versions
@@ -242,6 +244,19 @@ def test_a_refused_closing_leaves_the_channel_open(liar: Liar, opened: OpenChann
     with pytest.raises(WouldTakeBack):
         channel.pay(299)
     assert channel.pay(300).paid_sat == 300
+
+
+def test_the_fee_of_a_closing_without_an_answer_is_never_paid_as_a_payment(liar: Liar, opened: OpenChannel) -> None:
+    """Once the server says that the channel is open, the closing was not booked, and the next payment finishes none."""
+    channel = opened()
+    liar.lies.append(REQUEST_LOST)
+    with pytest.raises(Unreachable):
+        channel.close(fee_sat=300)
+
+    assert channel.status().state is State.OPEN
+    receipt = channel.pay(300)
+
+    assert (receipt.earlier, receipt.paid_sat, liar.received_sat) == (None, 300, OPEN_PRICE_SAT + 300)
 
 
 @both_versions

@@ -170,6 +170,57 @@ def test_fault_11_a_busy_server_is_asked_again_later(liar: Liar, opened: OpenCha
 
 
 @both_versions
+@pytest.mark.parametrize("asked", [True, False])
+def test_fault_11_a_payment_without_an_answer_is_finished_after_the_opening(
+    liar: Liar, opened: OpenChannel, asked: bool, version: int
+) -> None:
+    """A server that lost the channel refused no payment: the next one, smaller, finishes the pending one first."""
+    channel = opened(version)
+    liar.lies.append(REQUEST_LOST)
+    with pytest.raises(Unreachable):
+        channel.pay(128)
+    liar.channel = None
+    if asked:
+        assert not channel.status().refused
+
+    receipt = channel.pay(7)
+
+    assert receipt.earlier is not None
+    assert (receipt.earlier.paid_sat, receipt.paid_sat) == (128, 7)
+    assert liar.received_sat == OPEN_PRICE_SAT + 135 == channel.paid_sat
+
+
+@both_versions
+def test_fault_11_a_refused_second_opening_refuses_no_payment(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """Neither the answer "unknown channel" nor a refusal of the opening is about the pending payment."""
+    channel = opened(version)
+    liar.channel = None
+    refusal = b'{"code":"expiry_too_soon","error":"expires too soon","need":5}'
+    liar.lies.extend([None, Lie(deaf=True, status=400, body=refusal)])
+    with pytest.raises(ChannelUnknown):
+        channel.pay(128)
+    assert not channel.record.refused
+
+    earlier = channel.pay(7).earlier
+
+    assert earlier is not None
+    assert earlier.paid_sat == 128
+
+
+@both_versions
+def test_a_refused_closing_refuses_no_payment(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """The refusal of a closing is not one of the payment that has no answer."""
+    channel = opened(version)
+    liar.lies.extend([REQUEST_LOST, Lie(deaf=True, status=400, body=b'{"code":"not_economical","error":"no"}')])
+    with pytest.raises(Unreachable):
+        channel.pay(128)
+    with pytest.raises(PaymentRefused):
+        channel.close()
+
+    assert (channel.record.refused, channel.record.unacknowledged) == (False, True)
+
+
+@both_versions
 def test_fault_11_a_404_by_mistake_costs_no_secret(liar: Liar, opened: OpenChannel, version: int) -> None:
     """The server has the channel under its earlier secret: the conflict is named, and the wallet keeps that secret."""
     channel = opened(version)

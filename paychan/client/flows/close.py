@@ -18,7 +18,7 @@ from paychan.client.errors import (
 )
 from paychan.client.flows.follow import ask_channel
 from paychan.client.flows.settlement import read_settlement
-from paychan.client.flows.verdict import gone_record, holds_pending, result_of
+from paychan.client.flows.verdict import gone_record, holds_pending, is_closing, result_of
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport import routes
 from paychan.client.transport.answers import check_result, read_result, refusal, settlement_txid
@@ -68,8 +68,9 @@ def most_fee_sat(left_sat: Sat) -> Sat:
 def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     """Ask for the channel's status, by sending the newest acknowledged payment again; that pays nothing.
 
-    The answer also tells whether a payment that got no answer was booked. A channel that the server has closed, or is
-    closing, is recorded as such; while the application has not answered for a payment, that payment stays pending.
+    The answer also tells whether a payment that got no answer was booked. If not, it was not refused either: it stays
+    pending, and the next payment finishes it first. So it is while the application has not answered for it. A channel
+    that the server has closed, or is closing, is recorded as such.
     Returns the updated record.
     """
     if record.ended or record.acknowledged_sat is None:
@@ -82,7 +83,7 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     waits = isinstance(refusal(seen.response), PaymentPending) and record.unacknowledged
     booked = holds_pending(record, seen.response)
     if not booked and not waits:
-        result = yield from result_of(record, seen.response)
+        result = yield from result_of(record, seen.response, newest=False)
         most = record.funding_sat - record.agreed_sat
         check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0}, most)
     acknowledged = record.signed_sat if booked else record.acknowledged_sat
@@ -90,7 +91,7 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
         record,
         state=State.OPEN,
         acknowledged_sat=acknowledged,
-        refused=acknowledged != record.signed_sat and not waits,
+        refused=(record.refused or is_closing(record)) and acknowledged != record.signed_sat and not waits,
         closing_sat=None,
         closing_address="",
     )
@@ -149,7 +150,7 @@ def close(
     if gone is not None and gone.ended:
         yield Save(gone)
         return settled(gone, before=True)
-    result = yield from result_of(record, response)
+    result = yield from result_of(record, response, newest=False)
     closing_sat = record.closing_sat or Sat(0)
     # RBPCP §6.4: v2 reports 0 left in the channel, v1 reports the change.
     check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})

@@ -71,7 +71,7 @@ def reopen(record: ChannelRecord, patience: Patience) -> Flow[Reopening]:
 
 def _refused(record: ChannelRecord, response: Response) -> Flow[None]:
     try:
-        yield from refuse(record, response)
+        yield from refuse(record, response, newest=False)
     except ServerFailed:
         raise
     except Refused as error:

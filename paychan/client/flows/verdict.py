@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import msgspec
 
-from paychan.client.errors import ChannelGone, ServerFailed, WrongState
+from paychan.client.errors import ChannelGone, ChannelUnknown, ServerFailed, WrongState
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.answers import TXID, read_result, refusal
 from paychan.client.transport.effects import Flow, Response, Save
@@ -20,24 +20,34 @@ def need(record: ChannelRecord, state: State) -> None:
         raise WrongState(name=record.name, state=record.state.value, need=state.value)
 
 
-def result_of(record: ChannelRecord, response: Response) -> Flow[PaymentResult]:
-    """Read a success; or save the effect of a refusal and raise it."""
+def result_of(record: ChannelRecord, response: Response, *, newest: bool = True) -> Flow[PaymentResult]:
+    """Read a success; or save the effect of a refusal and raise it (see `refuse`)."""
     if response.status >= 400:
-        yield from refuse(record, response)
+        yield from refuse(record, response, newest=newest)
     return read_result(response)
 
 
-def refuse(record: ChannelRecord, response: Response) -> Flow[NoReturn]:
-    """Save the effect of a refusal, then raise it. An answer of a busy server (429, 5xx) changes nothing."""
+def refuse(record: ChannelRecord, response: Response, *, newest: bool = True) -> Flow[NoReturn]:
+    """Save the effect of a refusal, then raise it. An answer of a busy server (429, 5xx) changes nothing.
+
+    `newest`: the request held the newest signed payment. Else that payment was not refused: a pending one stays
+    pending, so that the next payment finishes it first. So it is if the server does not know the channel. A closing
+    payment is never finished as another payment, so it counts as refused.
+    """
     error = refusal(response)
     if isinstance(error, ChannelGone):
         yield Save(_gone(record, error))
     elif not isinstance(error, ServerFailed):
         reopened = State.OPEN if record.closing_sat is not None else record.state
-        yield Save(
-            _replace(record, refused=record.unacknowledged, state=reopened, closing_sat=None, closing_address="")
-        )
+        judged = newest and (record.state is State.NEW or not isinstance(error, ChannelUnknown))
+        refused = record.unacknowledged and (judged or record.refused or is_closing(record))
+        yield Save(_replace(record, refused=refused, state=reopened, closing_sat=None, closing_address=""))
     raise error
+
+
+def is_closing(record: ChannelRecord) -> bool:
+    """Say whether the newest signed payment is that of a closing, whose fee counts as paid."""
+    return record.closing_sat == record.left_sat
 
 
 def gone_record(record: ChannelRecord, response: Response) -> ChannelRecord | None:
