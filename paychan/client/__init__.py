@@ -87,7 +87,7 @@ from paychan.protocol.wire.rbpcp import Dialect
 if TYPE_CHECKING:
     from paychan.client.paying.budget import Budget, Question
     from paychan.client.paying.clients import paid_async_client, paid_client
-    from paychan.client.paying.exchange import Need, Purse
+    from paychan.client.paying.exchange import Bill, Need, Purse
 
 __all__ = [
     "AmbiguousName",
@@ -95,6 +95,7 @@ __all__ = [
     "AsyncPayer",
     "BackupExists",
     "BackupNotWritten",
+    "Bill",
     "BodyNotRepeatable",
     "Budget",
     "Channel",
@@ -170,6 +171,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Bill": "exchange",
     "Budget": "budget",
     "Need": "exchange",
     "Purse": "exchange",

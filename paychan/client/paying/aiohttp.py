@@ -49,7 +49,8 @@ class PaidMiddleware:
             is_refused = bool(headers) and response.status == 402
             return response, _answer(response, await response.content.read(MOST_BODY_BYTES) if is_refused else b"")
 
-        return await drive_async(exchange(self._purse, self._read(request, digest)), send, _drop)
+        response, _ = await drive_async(exchange(self._purse, self._read(request, digest)), send, _drop)
+        return response
 
     def _read(self, request: ClientRequest, digest: bytes | None) -> Request:
         url = request.url

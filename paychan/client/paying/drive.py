@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from paychan.client.paying.demands import Headers
-from paychan.client.paying.exchange import Answer, Call, Effect, Exchange, Pause, Try, Work
+from paychan.client.paying.exchange import Answer, Bill, Call, Effect, Exchange, Pause, Try, Work
 
 T = TypeVar("T")
 
@@ -40,8 +40,10 @@ class _Performer(Generic[T]):
             self._drop(response)
 
 
-def drive(flow: Exchange, send: Callable[[Headers], tuple[T, Answer]], drop: Callable[[T], None]) -> T:
-    """Run an exchange to its end, and return the last response.
+def drive(
+    flow: Exchange, send: Callable[[Headers], tuple[T, Answer]], drop: Callable[[T], None]
+) -> tuple[T, Bill | None]:
+    """Run an exchange to its end; return the last response, and the bill if it was paid for.
 
     Args:
         flow: the exchange.
@@ -59,9 +61,9 @@ def drive(flow: Exchange, send: Callable[[Headers], tuple[T, Answer]], drop: Cal
                 step = partial(flow.throw, error)
             else:
                 step = partial(flow.send, value)
-    except StopIteration:
+    except StopIteration as done:
         assert performer.response is not None
-        return performer.response
+        return performer.response, done.value
     except BaseException:
         performer.drop()
         raise
@@ -100,7 +102,7 @@ async def drive_async(
     flow: Exchange,
     send: Callable[[Headers], Awaitable[tuple[T, Answer]]],
     drop: Callable[[T], Awaitable[None]],
-) -> T:
+) -> tuple[T, Bill | None]:
     """Do what `drive` does; a worker thread reads and writes files."""
     performer = _AsyncPerformer(send, drop)
     step: Callable[[], Effect] = partial(next, flow)
@@ -113,9 +115,9 @@ async def drive_async(
                 step = partial(flow.throw, error)
             else:
                 step = partial(flow.send, value)
-    except StopIteration:
+    except StopIteration as done:
         assert performer.response is not None
-        return performer.response
+        return performer.response, done.value
     except BaseException:
         await performer.drop()
         raise

@@ -71,7 +71,28 @@ class Pause(Struct, frozen=True):
 
 
 Effect: TypeAlias = Try | Work | Call | Pause
-Exchange: TypeAlias = Generator[Effect, Any, None]
+
+
+class Bill(Struct, frozen=True):
+    """The price of a paid request, and what became of it; amounts in satoshi."""
+
+    host: str
+    """`host:port`, as requested."""
+    price_sat: int
+    """The agreed price, which the budget counts."""
+    charged_sat: int
+    """The server's charge, as its receipt says; the price without a receipt."""
+    signed_sat: int
+    """Sum by which the payments of the channel grew; less than the price if credit paid a part."""
+    channel: str
+    """Name of the channel in the wallet."""
+    left_sat: int
+    """Sum that is left in the channel."""
+    receipt: str = ""
+    """`PAYMENT-RESPONSE` or `Payment-Receipt`, as received; "" if there was none."""
+
+
+Exchange: TypeAlias = Generator[Effect, Any, "Bill | None"]
 
 
 class Need(Struct, frozen=True):
@@ -196,18 +217,19 @@ class Purse:
                 return paying.replan(plan, demand, record, demand.state, self.now)
         return None
 
-    def book(self, file: ChannelFile, plan: Plan, answer: Answer) -> None:
+    def book(self, file: ChannelFile, plan: Plan, answer: Answer) -> Bill:
         """Note an answer other than 402. One that says nothing about the payment and failed leaves the request open."""
-        outcome = read_outcome(answer.headers)
-        if outcome is None and answer.status >= 500:
-            return
+        outcome, paid, record = read_outcome(answer.headers), plan.paid, plan.record
         settled, receipt = outcome or (None, "")
         spent_sat, charged_sat = paying.spent_after(plan, settled, self.log.account())
-        paid = plan.paid
-        self.log.note(
-            Answered(paid.request, self.now, answer.status, paid.channel, spent_sat, charged_sat, shortened(receipt))
-        )
-        file.save(paying.acknowledged(plan.record))
+        if outcome is not None or answer.status < 500:
+            self.log.note(
+                Answered(
+                    paid.request, self.now, answer.status, paid.channel, spent_sat, charged_sat, shortened(receipt)
+                )
+            )
+            file.save(paying.acknowledged(record))
+        return Bill(paid.host, paid.price_sat, charged_sat, paid.raised_sat, record.name, record.left_sat, receipt)
 
     def unpaid(self, plan: Plan, answer: Answer) -> StillUnpaid:
         """Note a 402 on a paid request, and return the error to raise."""
@@ -219,7 +241,8 @@ class Purse:
 def exchange(purse: Purse, request: Request) -> Exchange:
     """Send a request, and pay for it if the answer is a 402 with an offer that this library understands.
 
-    The last answer is that of the program. A 402 without such an offer is left to the program.
+    The last answer is that of the program. A 402 without such an offer is left to the program. The result is the bill, or
+    None if nothing was paid.
 
     Raises:
         Declined: the budget, `approve` or the wallet does not allow it; nothing was signed, and the log has the reason.
@@ -230,7 +253,7 @@ def exchange(purse: Purse, request: Request) -> Exchange:
     answer = yield Try()
     demands = read_demands(answer.headers, purse.prefer) if answer.status == 402 else []
     if not demands:
-        return
+        return None
     price_sat = demands[0].offer.amount_sat
     if request.body_digest is None:
         refusal = BodyNotRepeatable(host=request.host, price_sat=price_sat, limit_bytes=request.buffer_bytes)
@@ -239,12 +262,12 @@ def exchange(purse: Purse, request: Request) -> Exchange:
     demands = [each for each in demands if each.offer.amount_sat <= price_sat]
     file, plan = yield from _take(purse, request, demands)
     try:
-        yield from _pay(purse, request, file, plan)
+        return (yield from _pay(purse, request, file, plan))
     finally:
         file.release()
 
 
-def _allow(purse: Purse, request: Request, price_sat: int) -> Exchange:
+def _allow(purse: Purse, request: Request, price_sat: int) -> Generator[Effect, Any, None]:
     """Ask budget and program whether this price may be paid."""
     problem = yield Work(partial(purse.first_look, request, price_sat))
     if problem is not None:
@@ -281,17 +304,18 @@ def _take(purse: Purse, request: Request, demands: list[Demand]) -> Generator[Ef
         waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Exchange:
+def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Generator[Effect, Any, Bill]:
     """Pay over a locked channel: one try, and one more after a correction."""
-    for is_last in (False, True):
+    may_correct = True
+    while True:
         headers = yield Work(partial(purse.sign, request, file, plan))
         if isinstance(headers, Declined):
             raise headers
         answer = yield Try(headers)
         if answer.status != 402:
-            yield Work(partial(purse.book, file, plan, answer))
-            return
-        again = None if is_last else (yield Work(partial(purse.correct, file, plan, answer)))
+            bill: Bill = yield Work(partial(purse.book, file, plan, answer))
+            return bill
+        again = (yield Work(partial(purse.correct, file, plan, answer))) if may_correct else None
         if again is None:
             raise (yield Work(partial(purse.unpaid, plan, answer)))
-        plan = again
+        plan, may_correct = again, False

@@ -1,7 +1,8 @@
 """Transports for httpx that pay: `httpx.Client(transport=PaidTransport(purse))`.
 
 httpx follows redirects above its transport, so each hop is a request of its own, judged by its own host. The payment's
-headers are added to a copy of the request, so no redirect and no log of the program has them.
+headers are added to a copy of the request, so no redirect and no log of the program has them. The extension `paychan` of
+a paid response is its `Bill`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from paychan.client.paying.bodies import BUFFER_BYTES, Kept, keep, keep_async, w
 from paychan.client.paying.budget import host_of
 from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_paid_already
 from paychan.client.paying.drive import drive, drive_async
-from paychan.client.paying.exchange import Answer, Purse, exchange
+from paychan.client.paying.exchange import Answer, Bill, Purse, exchange
 from paychan.client.paying.paying import Request
 
 
@@ -60,7 +61,8 @@ class PaidTransport(httpx.BaseTransport):
             return response, _answer(response, _start(response) if headers and response.status_code == 402 else b"")
 
         flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
-        return drive(flow, send, lambda response: response.close())
+        response, bill = drive(flow, send, lambda response: response.close())
+        return _with_bill(response, bill)
 
     def close(self) -> None:
         self._inner.close()
@@ -90,10 +92,17 @@ class AsyncPaidTransport(httpx.AsyncBaseTransport):
             return response, _answer(response, await _start_async(response) if is_refused else b"")
 
         flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
-        return await drive_async(flow, send, lambda response: response.aclose())
+        response, bill = await drive_async(flow, send, lambda response: response.aclose())
+        return _with_bill(response, bill)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def _with_bill(response: httpx.Response, bill: Bill | None) -> httpx.Response:
+    if bill is not None:
+        response.extensions["paychan"] = bill
+    return response
 
 
 def _is_paid_already(request: httpx.Request) -> bool:

@@ -1,6 +1,7 @@
 """An adapter for requests that pays: `session.mount("https://", PaidAdapter(purse))`. Needs `paychan[requests]`.
 
-A session follows redirects above its adapters, so each hop is a request of its own, judged by its own host.
+A session follows redirects above its adapters, so each hop is a request of its own, judged by its own host. The attribute
+`paychan` of a response is its `Bill`, or None.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class PaidAdapter(BaseAdapter):
             response.request = request
             return response, _answer(response, paid=bool(headers))
 
-        return drive(
-            exchange(self._purse, _read(request, kept, self._buffer_bytes)), send, lambda response: response.close()
-        )
+        flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
+        response, bill = drive(flow, send, lambda response: response.close())
+        response.paychan = bill  # type: ignore[attr-defined]
+        return response
 
     def close(self) -> None:
         self._inner.close()

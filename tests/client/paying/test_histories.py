@@ -59,7 +59,7 @@ class World:
                 raise ConnectionError(msg)
             return reply, Answer(reply.status, [(name.lower(), value) for name, value in reply.headers], reply.body)
 
-        return drive(exchange(purse, Request("GET", url, self.seller.host)), send, lambda _: None).status
+        return drive(exchange(purse, Request("GET", url, self.seller.host)), send, lambda _: None)[0].status
 
 
 @pytest.fixture(scope="module")

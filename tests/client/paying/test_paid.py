@@ -48,6 +48,7 @@ def test_a_get_is_paid(seller: Seller, wallet: Path, protocol: str, identifier: 
         answers = [client.get(seller.url + "tile") for _ in range(3)]
 
     assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"goods")] * 3
+    assert [answer.extensions["paychan"].left_sat for answer in answers] == [989_975, 989_950, 989_925]
     assert seller.paid == ["GET /tile"] * 3
     assert seller.signed_sat == 75
     assert seller.channel.credit_sat == 0
