@@ -122,6 +122,18 @@ def request_json(offer: Offer, state: ChannelState | None = None) -> dict[str, A
     return request
 
 
+def check_realm(realm: str) -> str:
+    """Return a realm that a challenge can have; settings are checked by it.
+
+    Raises:
+        ValueError: empty, with a control character, or with a bar, which joins the members under the keyed hash.
+    """
+    if not realm or "|" in realm or _CONTROL.search(realm):
+        msg = f"realm {realm!r} is empty, or has a control character or a bar"
+        raise ValueError(msg)
+    return realm
+
+
 @lru_cache(1000)
 def _request_text(offer: Offer) -> str:
     """Return the request of an offer as its challenges have it; those of a price list are written once."""
@@ -141,7 +153,11 @@ def challenge(
 
     `digest` binds it to a body (RFC 9530); `header` names the field in which the credential must come, if it is not
     `Authorization`.
+
+    Raises:
+        ValueError: a realm that no challenge can have, see `check_realm`.
     """
+    check_realm(offer.realm)
     request = _request_text(offer) if state is None else to_base64url(canonical_json(request_json(offer, state)))
     unsigned = Challenge(
         "",

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.types import Sat, UnixTime
-from paychan.protocol.unpaid import MalformedPayment
+from paychan.protocol.unpaid import CreditTooLow, MalformedPayment
 from paychan.protocol.wire.canonical import (
     from_base64url,
     json_object,
@@ -64,8 +64,13 @@ class Receipt(Struct, frozen=True):
 
 
 def snapshot_json(state: ChannelState) -> dict[str, Any]:
-    """Write a channel as `sessionSnapshot` of a challenge."""
-    shown = {
+    """Write a channel as `sessionSnapshot` of a challenge, with its newest payment as proof."""
+    proof = {} if state.newest is None else {"highestVoucher": proof_json(state.newest)}
+    return {**_sums_json(state), **proof}
+
+
+def _sums_json(state: ChannelState) -> dict[str, Any]:
+    return {
         "channelId": str(state.channel),
         "deposit": str(state.capacity_sat),
         "acceptedCumulative": str(state.accepted_sat),
@@ -73,7 +78,6 @@ def snapshot_json(state: ChannelState) -> dict[str, Any]:
         "credit": str(state.credit_sat),
         "expiry": state.expiry,
     }
-    return shown if state.newest is None else {**shown, "highestVoucher": proof_json(state.newest)}
 
 
 def read_snapshot(request: Mapping[str, Any]) -> ChannelState | None:
@@ -93,7 +97,7 @@ def read_snapshot(request: Mapping[str, Any]) -> ChannelState | None:
     proof = shown.get("highestVoucher")
     if not isinstance(proof, dict | None):
         raise MalformedPayment(field="highestVoucher", reason="want an object")
-    return _state(shown, None if proof is None else proof)
+    return _state(shown, proof)
 
 
 def _state(shown: Mapping[str, Any], proof: Mapping[str, Any] | None) -> ChannelState:
@@ -125,7 +129,7 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "timestamp": time_text(receipt.time),
         "reference": str(state.channel),
         "challengeId": receipt.challenge_id,
-        **snapshot_json(state),
+        **_sums_json(state),
         "changeSat": str(state.change_sat),
         "charged": str(receipt.settled.charged_sat),
     }
@@ -186,6 +190,6 @@ def problem_json(
     }
     if error is not None:
         shown["code"] = error.code
-    if error is not None and error.code == "credit_too_low":
+    if isinstance(error, CreditTooLow):
         shown["requiredTopUp"] = str(max(0, error.fields["need_sat"] - error.fields["got_sat"]))
     return shown | dict(more or {})

@@ -20,6 +20,8 @@ _CODES: dict[str, str] = {
     "cumulative_mismatch": "cumulative_mismatch",
     "unknown_channel": "channel_not_found",
     "payment_pending": "channel_busy",
+    "channel_moving": "channel_busy",
+    "too_many_deliveries": "channel_busy",
     "bad_signature": "signature",
     "signature_encoding": "signature",
     "value_backwards": "value_backwards",
