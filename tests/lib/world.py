@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -110,7 +111,9 @@ class DebugPayer(Payer, frozen=True):
 class LocalSigner:
     """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
-    def __init__(self, ledger: Ledger | None = None, keys: KeyRing | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger | None = None, keys: KeyRing | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         """Begin with an empty ledger, or with that of another `LocalSigner`; with the debug key, or with other keys."""
         keys = keys or KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
         limits = Limits(
@@ -120,7 +123,9 @@ class LocalSigner:
             keys_per_second=1_000_000,
             debug=True,
         )
-        self._handler = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
+        self._handler = Handler(
+            keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits, clock=clock
+        )
 
     async def health(self) -> HealthReply:
         return await self._ask(Health(1))
