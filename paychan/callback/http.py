@@ -16,6 +16,7 @@ from paychan.callback.signing import signature_headers
 from paychan.protocol.channel import Channel
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.rbpcp import encode_json
+from paychan.shared.tls import verification
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
@@ -44,7 +45,9 @@ class HttpApplication:
         self._keys = keys
         self._clock = clock
         self._silences: dict[str, Silence] = {}
-        self._client = httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False)
+        self._client = httpx.AsyncClient(
+            timeout=timeout_seconds, follow_redirects=False, trust_env=False, verify=verification(url)
+        )
 
     @property
     def silence(self) -> Silence | None:

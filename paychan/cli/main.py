@@ -157,6 +157,7 @@ def _paychan(
 def main() -> None:
     """Run the command line."""
     prepare_output()
+    sys.modules.setdefault("click", None)  # type: ignore[arg-type]  # httpx would load it for a command of its own
     try:
         run(plain_unless_wide(typer.main.get_command(app)), typer)
     except ModuleNotFoundError as error:

@@ -27,6 +27,7 @@ from paychan.running import Running, read_running
 from paychan.shared.called import program_path
 from paychan.shared.layout import Value
 from paychan.shared.logsink import LogSink, open_missing_descriptors
+from paychan.shared.tls import verification
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -182,7 +183,13 @@ def _missing(config: ServerConfig, running: Running) -> list[str]:
         token = config.management_token.read_text()
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        health = httpx.get(f"{running.management_url}/health", headers=headers, timeout=5, trust_env=False).json()
+        health = httpx.get(
+            f"{running.management_url}/health",
+            headers=headers,
+            timeout=5,
+            trust_env=False,
+            verify=verification(running.management_url),
+        ).json()
     except (httpx.HTTPError, ValueError) as error:
         return [f"an answer of the server: {error}"]
     signer = str(health["signer"])
@@ -191,7 +198,9 @@ def _missing(config: ServerConfig, running: Running) -> list[str]:
 
 def _answers(running: Running) -> bool:
     try:
-        return httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False).status_code in (200, 503)
+        return httpx.get(
+            f"{running.management_url}/health", timeout=5, trust_env=False, verify=verification(running.management_url)
+        ).status_code in (200, 503)
     except httpx.HTTPError:
         return False
 
@@ -225,7 +234,9 @@ def _server_key(config: ServerConfig, running: Running) -> str:
         return "one for each channel"
     query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
     try:
-        answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+        answer = httpx.get(
+            f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False, verify=verification(running.url)
+        )
     except httpx.HTTPError as error:
         return f"not known yet: {error}"
     if answer.status_code != 200:

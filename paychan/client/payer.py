@@ -81,7 +81,7 @@ class Payer(PayerBase):
             patience=patience,
             time_limit_seconds=time_limit_seconds,
         )
-        self._http = http or httpx.Client(transport=ProxyTransport(_tls()))
+        self._http = http or httpx.Client(transport=ProxyTransport(_tls))
         self._channels: weakref.WeakValueDictionary[str, Channel] = weakref.WeakValueDictionary()
         self._finding = threading.Lock()
         self._hang_up = weakref.finalize(self, self._http.close)
@@ -249,7 +249,7 @@ class AsyncPayer(PayerBase):
             patience=patience,
             time_limit_seconds=time_limit_seconds,
         )
-        self._http = http or httpx.AsyncClient(transport=AsyncProxyTransport(_tls()))
+        self._http = http or httpx.AsyncClient(transport=AsyncProxyTransport(_tls))
         self._channels: weakref.WeakValueDictionary[str, AsyncChannel] = weakref.WeakValueDictionary()
         self._finding = asyncio.Lock()
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainRefused
+from paychan.shared.tls import verification
 
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
 """Pauses between tries: a restart usually takes no longer. After them, the caller gets the error."""
@@ -87,7 +88,10 @@ class JsonRpc:
         """Number of times the node was absent or was replaced: its earlier answers may no longer hold."""
         self._authorization = ""
         self._client = httpx.AsyncClient(
-            timeout=timeout_seconds, trust_env=False, limits=httpx.Limits(max_connections=_CONNECTIONS)
+            timeout=timeout_seconds,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=_CONNECTIONS),
+            verify=verification(url),
         )
         self._timeout_seconds = timeout_seconds
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paychan.running import Running, read_running
 from paychan.shared.holders import has_open
+from paychan.shared.tls import verification
 
 if TYPE_CHECKING:
     from paychan.config import ServerConfig
@@ -36,6 +37,11 @@ def _answers(running: Running, network: str) -> bool:
     import httpx
 
     with contextlib.suppress(httpx.HTTPError, ValueError, TypeError, KeyError):
-        answer = httpx.get(f"{running.management_url}/health", timeout=_CONNECT_SECONDS, trust_env=False)
+        answer = httpx.get(
+            f"{running.management_url}/health",
+            timeout=_CONNECT_SECONDS,
+            trust_env=False,
+            verify=verification(running.management_url),
+        )
         return bool(answer.json()["network"] == network)
     return False

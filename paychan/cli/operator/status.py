@@ -15,6 +15,7 @@ from paychan.cli.options import ConfigFile, find
 from paychan.cli.terminal import JsonOption, fail, say, show_facts, show_json, show_table, whole
 from paychan.shared.encoding import ReaderGone
 from paychan.shared.layout import Cell, Column, Value
+from paychan.shared.tls import verification
 from paychan.shared.wording import moment, relative, sat
 
 if TYPE_CHECKING:
@@ -262,7 +263,14 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
     try:
         token = config.management_token.read_text()
         headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.request(method, running.management_url + path, headers=headers, timeout=seconds, trust_env=False)
+        answer = httpx.request(
+            method,
+            running.management_url + path,
+            headers=headers,
+            timeout=seconds,
+            trust_env=False,
+            verify=verification(running.management_url),
+        )
         body = msgspec.json.decode(answer.content)
     except (OSError, httpx.HTTPError, msgspec.MsgspecError) as error:
         reason = f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?"

@@ -47,7 +47,7 @@ class PaidTransport(httpx.BaseTransport):
         from paychan.client.transport.proxy import ProxyTransport
 
         self._purse, self._buffer_bytes = purse, buffer_bytes
-        self._inner = inner or ProxyTransport(httpx.create_ssl_context())
+        self._inner = inner or ProxyTransport(httpx.create_ssl_context)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and pay for it if needed. Raises as `exchange`, and what the inner transport raises."""
@@ -77,7 +77,7 @@ class AsyncPaidTransport(httpx.AsyncBaseTransport):
         from paychan.client.transport.proxy import AsyncProxyTransport
 
         self._purse, self._buffer_bytes = purse, buffer_bytes
-        self._inner = inner or AsyncProxyTransport(httpx.create_ssl_context())
+        self._inner = inner or AsyncProxyTransport(httpx.create_ssl_context)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Do what `PaidTransport.handle_request` does."""

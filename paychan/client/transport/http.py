@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
@@ -26,7 +27,9 @@ from paychan.client.transport.effects import (
     Save,
     Send,
 )
-from paychan.client.transport.websocket import AsyncStream, Stream
+
+if TYPE_CHECKING:
+    from paychan.client.transport.websocket import AsyncStream, Stream
 
 T = TypeVar("T")
 
@@ -66,7 +69,8 @@ def drive(
     """Run a flow to its end, blocking. `keep` makes a record durable and adopts it."""
     answer: Answer = None
     deadline = Deadline(limit_seconds)
-    with Stream() as stream:
+    stream: Stream | None = None
+    with ExitStack() as closing:
         while True:
             try:
                 effect = flow.send(answer)
@@ -77,6 +81,10 @@ def drive(
                 case Request():
                     answer = _send(http, effect, deadline)
                 case Connect() | Send() | Receive():
+                    if stream is None:
+                        from paychan.client.transport.websocket import Stream
+
+                        stream = closing.enter_context(Stream())
                     answer = stream.perform(effect, deadline.left)
                     _note(answer, deadline)
                 case Save(record):
@@ -100,7 +108,8 @@ async def drive_async(
     """Run a flow to its end on the event loop. A worker thread writes the records."""
     answer: Answer = None
     deadline = Deadline(limit_seconds)
-    async with AsyncStream() as stream:
+    stream: AsyncStream | None = None
+    async with AsyncExitStack() as closing:
         while True:
             try:
                 effect = flow.send(answer)
@@ -111,6 +120,10 @@ async def drive_async(
                 case Request():
                     answer = await _send_async(http, effect, deadline)
                 case Connect() | Send() | Receive():
+                    if stream is None:
+                        from paychan.client.transport.websocket import AsyncStream
+
+                        stream = await closing.enter_async_context(AsyncStream())
                     answer = await stream.perform(effect, deadline.left)
                     _note(answer, deadline)
                 case Save(record):

@@ -8,7 +8,7 @@ or a network in CIDR notation, each with an optional port. A SOCKS proxy needs t
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import ip_address, ip_network
@@ -18,6 +18,7 @@ from urllib.request import getproxies
 import httpx
 
 from paychan.client.errors import ProxyUnusable
+from paychan.shared.tls import trusting_nobody
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -63,9 +64,9 @@ def _split_port(entry: str) -> tuple[str, str]:
 
 
 class _Ways:
-    """The proxy of each server that was asked, and the settings of TLS."""
+    """The proxy of each server that was asked, and the settings of TLS, which `tls` reads for the first https URL."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
         self._tls = tls
         self._proxies: dict[tuple[str, str, int | None], str | None] = {}
 
@@ -75,12 +76,15 @@ class _Ways:
             self._proxies[server] = proxy_of(str(url))
         return self._proxies[server]
 
+    def _settings(self, url: httpx.URL) -> ssl.SSLContext:
+        return self._tls() if url.scheme == "https" else trusting_nobody()
+
 
 class ProxyTransport(_Ways, httpx.BaseTransport):
     """Sends each request directly or through the proxy that the environment names for its server."""
 
     @cached_property
-    def _transports(self) -> dict[str | None, httpx.HTTPTransport]:
+    def _transports(self) -> dict[tuple[str, str | None], httpx.HTTPTransport]:
         return {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -90,11 +94,11 @@ class ProxyTransport(_Ways, httpx.BaseTransport):
             ProxyUnusable: the proxy's URL is malformed, or its kind needs a package that is missing.
         """
         proxy = self._proxy(request.url)
-        if proxy not in self._transports:
-            with _sentences(proxy):
-                self._transports[proxy] = httpx.HTTPTransport(verify=self._tls, proxy=proxy)
+        way = (request.url.scheme, proxy)
         with _sentences(proxy):
-            return self._transports[proxy].handle_request(request)
+            if way not in self._transports:
+                self._transports[way] = httpx.HTTPTransport(verify=self._settings(request.url), proxy=proxy)
+            return self._transports[way].handle_request(request)
 
     def close(self) -> None:
         for each in self._transports.values():
@@ -105,16 +109,16 @@ class AsyncProxyTransport(_Ways, httpx.AsyncBaseTransport):
     """Does what `ProxyTransport` does, with coroutines."""
 
     @cached_property
-    def _transports(self) -> dict[str | None, httpx.AsyncHTTPTransport]:
+    def _transports(self) -> dict[tuple[str, str | None], httpx.AsyncHTTPTransport]:
         return {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         proxy = self._proxy(request.url)
-        if proxy not in self._transports:
-            with _sentences(proxy):
-                self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._tls, proxy=proxy)
+        way = (request.url.scheme, proxy)
         with _sentences(proxy):
-            return await self._transports[proxy].handle_async_request(request)
+            if way not in self._transports:
+                self._transports[way] = httpx.AsyncHTTPTransport(verify=self._settings(request.url), proxy=proxy)
+            return await self._transports[way].handle_async_request(request)
 
     async def aclose(self) -> None:
         for each in self._transports.values():
