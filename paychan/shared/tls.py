@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 def verification(url: str) -> ssl.SSLContext | bool:
-    """Return httpx's argument `verify` for a client of one URL: True, or for plain HTTP a context that trusts nobody.
+    """Return httpx's argument `verify` for a client of one URL: True, or for plain HTTP a context without authorities.
 
     httpx would read all authorities for every client, which takes 20 ms.
     """
-    return trusting_nobody() if url.startswith("http://") else True
+    return without_authorities() if url.startswith("http://") else True
 
 
-def trusting_nobody() -> ssl.SSLContext:
+def without_authorities() -> ssl.SSLContext:
     """Return settings with which every TLS connection fails, for clients that make none."""
     import ssl  # noqa: PLC0415 - commands import this module for a help text
 

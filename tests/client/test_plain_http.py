@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from paychan.client.transport.proxy import ProxyTransport
-from paychan.shared.tls import trusting_nobody, verification
+from paychan.shared.tls import verification, without_authorities
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settings() -> list[ssl.SSLContext]:
 @pytest.fixture
 def transport(settings: list[ssl.SSLContext]) -> ProxyTransport:
     def read() -> ssl.SSLContext:
-        settings.append(trusting_nobody())
+        settings.append(without_authorities())
         return settings[-1]
 
     return ProxyTransport(read)
@@ -38,7 +38,7 @@ def test_authorities_are_read_for_https_alone(
 
 def test_a_client_of_plain_http_trusts_no_certificate() -> None:
     """A mistake that lets it speak TLS ends its connections."""
-    context = trusting_nobody()
+    context = without_authorities()
 
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname

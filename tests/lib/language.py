@@ -11,7 +11,7 @@ import re
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +33,17 @@ class Text(NamedTuple):
 def _docstrings(tree: ast.AST) -> set[int]:
     """Return the first lines of all docstrings, including those after an assignment."""
     lines = set[int]()
-    for node in ast.walk(tree):
-        for body in (getattr(node, "body", []), getattr(node, "orelse", [])):
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        for name in ("body", "orelse"):
+            body = getattr(node, name, None)
             for statement in body if isinstance(body, list) else ():
                 if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
                     lines.add(statement.lineno)
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # expressions hold no docstring
+            inside = getattr(node, name, None)
+            todo += inside if isinstance(inside, list) else []
     return lines
 
 
@@ -75,27 +81,53 @@ def files(*folders: str) -> list[Path]:
     return [path for path in paths if path.suffix in names and "results" not in path.parts]
 
 
-def hits(text: Text) -> Iterator[tuple[int, str, dict[str, Any]]]:
+class Pattern(NamedTuple):
+    """A forbidden phrase, compiled, and its rule."""
+
+    phrase: re.Pattern[str]
+    rule: dict[str, Any]
+
+
+PATTERNS = [
+    Pattern(re.compile(phrase if phrase.startswith(("^", "\\b", "(")) else rf"\b{phrase}", re.IGNORECASE), rule)
+    for rule in RULES["pattern"]
+    for phrase in rule["phrases"]
+]
+_BETWEEN_TEXTS = "\n\0\n"
+"""No pattern matches across it."""
+
+
+def _plain(text: Text) -> str:
+    """Return a text without the names in code, which have their own rules."""
+    return re.sub(r"`[^`]*`", "`code`", text.text)
+
+
+def hits(text: Text, patterns: Sequence[Pattern] = PATTERNS) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield line, phrase and rule for each forbidden phrase of a text."""
-    plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names in code have their own rules
-    for rule in RULES["pattern"]:
+    plain = _plain(text)
+    for phrase, rule in patterns:
         if rule.get("docstring") and not text.is_docstring:
             continue
-        for phrase in rule["phrases"]:
-            pattern = phrase if phrase.startswith(("^", "\\b", "(")) else rf"\b{phrase}"
-            for hit in re.finditer(pattern, plain, re.IGNORECASE):
-                yield text.line + plain[: hit.start()].count("\n"), hit[0], rule
+        for hit in phrase.finditer(plain):
+            yield text.line + plain[: hit.start()].count("\n"), hit[0], rule
+
+
+def _possible(texts: Sequence[Text]) -> list[Pattern]:
+    """Return the patterns that one of these texts may have: a search in all of them at once is cheap."""
+    together = _BETWEEN_TEXTS.join(map(_plain, texts))
+    return [each for each in PATTERNS if each.phrase.pattern.startswith("^") or each.phrase.search(together)]
 
 
 def findings(path: Path) -> list[str]:
     """Return each forbidden phrase of a file: place, phrase, and a better wording."""
     name = path.relative_to(ROOT).as_posix()
     allowed = [phrase for glob, phrases in RULES["allow"].items() if fnmatch(name, glob) for phrase in phrases]
-    texts = () if name in SPELLS_THE_PHRASES else texts_of(path)
+    texts = [] if name in SPELLS_THE_PHRASES else list(texts_of(path))
+    patterns = _possible(texts)
     return [
         f"{name}:{line}: “{phrase}” is {rule['name']}: {rule['better']}"
         for text in texts
-        for line, phrase, rule in hits(text)
+        for line, phrase, rule in hits(text, patterns)
         if phrase.strip() not in allowed
     ]
 

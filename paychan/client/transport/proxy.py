@@ -18,7 +18,7 @@ from urllib.request import getproxies
 import httpx
 
 from paychan.client.errors import ProxyUnusable
-from paychan.shared.tls import trusting_nobody
+from paychan.shared.tls import without_authorities
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -77,7 +77,7 @@ class _Ways:
         return self._proxies[server]
 
     def _settings(self, url: httpx.URL) -> ssl.SSLContext:
-        return self._tls() if url.scheme == "https" else trusting_nobody()
+        return self._tls() if url.scheme == "https" else without_authorities()
 
 
 class ProxyTransport(_Ways, httpx.BaseTransport):
