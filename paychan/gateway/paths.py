@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Generic, TypeVar
+from unicodedata import normalize
 
 from paychan.protocol.errors import AmbiguousPath
 
@@ -62,6 +63,32 @@ def _decoded(path: str) -> str:
         raise AmbiguousPath(reason="encoded bytes that are not UTF-8") from None
 
 
+_HAS_READINGS = re.compile(r"%|\.(?:/|\Z)")
+_STRUCTURE = re.compile(r"[/\\;%?#]|\A\.{1,2}\Z")
+
+
+def other_readings(path: str, parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the segments as they are for upstreams that map look-alike characters, or cut dots and spaces at an end.
+
+    Full-width letters and composed accents are mapped by NFKC; file systems of Windows cut. The path may pass if every
+    reading has the same price.
+
+    Args:
+        path: a path.
+        parts: its `segments`.
+
+    Raises:
+        AmbiguousPath: a look-alike of a separator or of a dot segment.
+    """
+    if not _HAS_READINGS.search(path):
+        return []
+    mapped = tuple(normalize("NFKC", part).lower() for part in parts)
+    if any(_STRUCTURE.search(part) for part in mapped):
+        raise AmbiguousPath(reason="a character that looks like a separator")
+    cut = tuple(kept for part in mapped if (kept := part.rstrip(". ")))
+    return [reading for reading in (mapped, cut) if reading != parts]
+
+
 class Pattern:
     """A path of a price list: exact, with `*` for any one segment, and `**` at the end for any number of segments."""
 
@@ -75,6 +102,9 @@ class Pattern:
             self.parts = segments(text)
         except AmbiguousPath as error:
             raise ValueError(error.fields["reason"]) from None
+        if other_readings(text, self.parts):
+            msg = "some programs read it in another way: want composed characters, and no dot or space at an end"
+            raise ValueError(msg)
         if "**" in self.parts[:-1]:
             msg = '"**" stands for the rest of a path: want it at the end only'
             raise ValueError(msg)

@@ -10,9 +10,9 @@ import re
 
 from msgspec import Struct
 
-from paychan.gateway.paths import PathTree, Pattern, segments
+from paychan.gateway.paths import PathTree, Pattern, other_readings, segments
 from paychan.gateway.pricefile import Answers, FreeAllowance, PriceFile, RouteTable, Timeouts
-from paychan.protocol.errors import MethodNotAllowed, NotForSale
+from paychan.protocol.errors import AmbiguousPath, MethodNotAllowed, NotForSale
 from paychan.protocol.settings import SettingsError, parse_settings
 from paychan.protocol.types import Sat
 from paychan.shared.urls import url_trouble
@@ -139,15 +139,25 @@ class PriceList:
         return route
 
     def _looked_up(self, method: str, path: str) -> Route:
-        places = self._tree.matches(segments(path))
-        for place in places:
-            route = place.route(method)
-            if route is not None:
-                return route
+        parts = segments(path)
+        route = self._matching(method, parts)
+        for reading in other_readings(path, parts):
+            if self._matching(method, reading) is not route:
+                raise AmbiguousPath(reason="a dot, a space or a character that some programs read as another")
+        if route is not None:
+            return route
+        places = self._tree.matches(parts)
         if not places:
             raise NotForSale(path=path)
         allowed = sorted(_with_head(tuple(name for place in places for name in place.by_method)))
         raise MethodNotAllowed(method=method, allowed=allowed)
+
+    def _matching(self, method: str, parts: tuple[str, ...]) -> Route | None:
+        for place in self._tree.matches(parts):
+            route = place.route(method)
+            if route is not None:
+                return route
+        return None
 
 
 def parse_prices(text: str, source: str) -> PriceList:
