@@ -54,7 +54,7 @@ PREFLIGHT = (
     ("Access-Control-Max-Age", "600"),
     ("Cache-Control", "no-store"),
 )
-"""Headers of the answer (204) to a preflight of a priced route. The asterisk does not cover `Authorization`."""
+"""Headers of the answer to a preflight of a priced route. The asterisk does not cover `Authorization`."""
 
 _NO_STORE = (("Cache-Control", "no-store"), ("Vary", "Accept, Accept-Payment"), ("X-Content-Type-Options", "nosniff"))
 _PAGE_HEADERS = (("Content-Security-Policy", page.POLICY), ("Referrer-Policy", "no-referrer"))
@@ -258,6 +258,16 @@ def laid_out(answer: Answer, now: float, *, is_head: bool, closes: bool = False)
     )
 
 
+def preflight_answer(now: float, *, closes: bool = False) -> bytes:
+    """Build the answer to a preflight of a priced route, which has no price: an OPTIONS with Access-Control-Request-Method.
+
+    RFC 9110 8.6: "A server MUST NOT send a Content-Length header field in any response with a status code of 1xx
+    (Informational) or 204 (No Content)"
+    """
+    end = b"Connection: close\r\n\r\n" if closes else b"\r\n"
+    return b"%bDate: %b\r\n%b%b" % (_first_line(204), _date(int(now)), _PREFLIGHT_LINES, end)
+
+
 def _required(
     offer: Offer, route: Route, url: str, problem: PaychanError | None = None, state: ChannelState | None = None
 ) -> PaymentRequired:
@@ -291,6 +301,9 @@ def _first_line(status: int) -> bytes:
 
 def _lines(headers: Iterable[tuple[str, str]]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin1")
+
+
+_PREFLIGHT_LINES = _lines((("Server", "paychan"), *PREFLIGHT))
 
 
 @lru_cache(4)

@@ -68,7 +68,7 @@ _STRUCTURE = re.compile(r"[/\\;%?#]|\A\.{1,2}\Z")
 
 
 def other_readings(path: str, parts: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the segments as they are for upstreams that map look-alike characters, or cut dots and spaces at an end.
+    """Return the segments as they are for upstreams that map characters to similar ones, or cut dots and spaces at an end.
 
     Full-width letters and composed accents are mapped by NFKC; file systems of Windows cut. The path may pass if every
     reading has the same price.
@@ -78,7 +78,7 @@ def other_readings(path: str, parts: tuple[str, ...]) -> list[tuple[str, ...]]:
         parts: its `segments`.
 
     Raises:
-        AmbiguousPath: a look-alike of a separator or of a dot segment.
+        AmbiguousPath: a character that is mapped to a separator, or to a dot segment.
     """
     if not _HAS_READINGS.search(path):
         return []

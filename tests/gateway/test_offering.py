@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from paychan.gateway.asking import Facts, takes_mpp, wants_page
-from paychan.gateway.offering import _MOST_PREPARED, CORS, PREFLIGHT, SLOT_SECONDS, laid_out, refusal
+from paychan.gateway.offering import _MOST_PREPARED, CORS, SLOT_SECONDS, laid_out, preflight_answer, refusal
 from paychan.gateway.prices import one_price
 from paychan.protocol.errors import Malformed, NotForSale, PaymentPending, SignerUnavailable, UnknownChannel
 from paychan.protocol.payment import Payment
@@ -89,12 +89,15 @@ def test_the_answer_may_not_be_stored_and_may_be_read_by_pages() -> None:
 
 def test_a_preflight_allows_the_headers_of_a_payment() -> None:
     """A page of another site may send a payment by either protocol; the asterisk does not cover Authorization."""
-    headers = dict(PREFLIGHT)
-    allowed = {name.strip().lower() for name in headers["Access-Control-Allow-Headers"].split(",")}
+    answer = Parsed(preflight_answer(NOW))
+    allowed = {name.strip().lower() for name in answer.one("Access-Control-Allow-Headers").split(",")}
 
     assert allowed >= {"*", "authorization", "payment-authorization", "payment-signature", "idempotency-key"}
-    assert headers["Access-Control-Allow-Origin"] == dict(CORS)["Access-Control-Allow-Origin"] == "*"
-    assert "POST" in headers["Access-Control-Allow-Methods"]
+    assert answer.one("Access-Control-Allow-Origin") == dict(CORS)["Access-Control-Allow-Origin"] == "*"
+    assert "POST" in answer.one("Access-Control-Allow-Methods")
+    assert (answer.status, answer.body) == (204, b"")
+    assert not {"content-length", "content-type", "connection"} & set(answer.names())
+    assert Parsed(preflight_answer(NOW, closes=True)).one("Connection") == "close"
 
 
 @pytest.mark.parametrize("accept", ["", BROWSER])
