@@ -55,8 +55,9 @@ COMMANDS = {
     ),
     "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
+    "pay": _Place("payer.pay_url", "pay", "Request a URL, and pay for it if it has a price.", "EXAMPLES"),
     "wallet": _Place(
-        "payer.wallet_commands", "app", "The payer's wallet: back it up, restore it, check it, show its words."
+        "payer.wallet_commands", "app", "The payer's wallet: show it, back it up, restore it, check it, show its words."
     ),
     "receipt": _Place("payer.receipt", "app", "Receipts of paid requests: verify one."),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),

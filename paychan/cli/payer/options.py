@@ -19,23 +19,27 @@ from paychan.shared.places import wallet_place
 def _noted(context: typer.Context, parameter: typer.CallbackParam, wallet: Path | None) -> Path | None:
     """Say where the wallet is, if that is not the usual place; commands to paste repeat the option."""
     keep_option(context, parameter, wallet)
+    note_place(wallet)
+    return wallet
+
+
+def note_place(wallet: Path | None) -> None:
+    """Say where the wallet is, if that is not the usual place."""
     with contextlib.suppress(RuntimeError):
         note = "" if wallet else wallet_place().note
         if note:
             warn(f"paychan: {note}")
-    return wallet
 
 
 NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
+_WALLET_HELP = "Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]"
 WalletOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--wallet",
-        envvar="PAYCHAN_WALLET",
-        callback=_noted,
-        help="Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]",
-    ),
+    Path | None, typer.Option("--wallet", envvar="PAYCHAN_WALLET", callback=_noted, help=_WALLET_HELP)
 ]
+GroupWalletOption = Annotated[
+    Path | None, typer.Option("--wallet", envvar="PAYCHAN_WALLET", callback=keep_option, help=_WALLET_HELP)
+]
+"""The option before a subcommand, whose own option notes the place."""
 NodeOption = Annotated[str, typer.Option("--node", envvar="PAYCHAN_NODE", help="Your own bitcoind: http://host:port.")]
 CredentialsOption = Annotated[
     Path | None,

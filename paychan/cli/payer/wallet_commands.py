@@ -1,4 +1,4 @@
-"""`paychan wallet`: backup, restore, check and words of a payer's wallet. `wallet.py` does the work."""
+"""`paychan wallet`: the wallet itself, and its backup, restore, check and words of a payer's wallet. `wallet.py` does the work."""
 
 from __future__ import annotations
 
@@ -7,15 +7,37 @@ from typing import Annotated, Literal
 
 import typer
 
-from paychan.cli.payer.options import WalletOption, examples
+from paychan.cli.payer.options import GroupWalletOption, WalletOption, examples, note_place
 from paychan.cli.terminal import JsonOption, fail
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 TypedWords = Annotated[bool, typer.Option("--words", help="Use the words of the seed, which you type.")]
 WordsSource = Annotated[
     Path | None, typer.Option("--words-file", help='Read the words from this file, "-" for standard input.')
 ]
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "paychan wallet   (channels, and what was spent for requests by host and day)", "paychan wallet --json"
+    ),
+)
+def wallet_(context: typer.Context, wallet: GroupWalletOption = None, as_json: JsonOption = False) -> None:
+    """Show the wallet: its channels, and what was spent for requests by host and day."""
+    if context.invoked_subcommand is not None:
+        source = context.get_parameter_source("wallet")
+        if as_json or (source is not None and source.name == "COMMANDLINE"):
+            fail(f"--wallet and --json stand after `{context.invoked_subcommand}`", 2)
+        return
+    from paychan.cli.payer.spending import show_wallet
+    from paychan.cli.payer.terminal import exit_on_error
+
+    note_place(wallet)
+    with exit_on_error(as_json):
+        if not show_wallet(wallet, as_json):
+            raise typer.Exit(1)
 
 
 @app.command(epilog=examples("paychan wallet backup /media/usb", "paychan wallet backup ~/my.wallet"))
