@@ -282,6 +282,7 @@ NOT_EXECUTABLE_HERE = {
     ".venv/bin/pytest -s tests/crash/test_settling_kills.py": _SUITE,
     "tests/fetch-bitcoind": "downloads packages; tests/system-packages runs it, and .ci/run that",
     ".venv/bin/python -m tests.lib.faults": "writes tests/FAULTS.md; tests/protocol/test_faults.py compares its output",
+    ".venv/bin/python -m tests.lib.paidvectors": "writes vectors; tests/protocol/test_x402_wire.py compares its output",
     ".venv/bin/pip install --require-hashes -r config/deploy/requirements.lock && .venv/bin/pip install --no-deps .": (
         "installs into the environment of this test; test_installs.py does it in another one"
     ),

@@ -84,7 +84,7 @@ ACTIONS = {
     "an opening with its funding transaction": Open(FIRST, TERMS.client_key, EXPIRY, CHANGE_SCRIPT, bytes(range(80))),
     "a close": Close(FIRST),
 }
-STATE = ChannelState.of(CHANNEL, CAPACITY, SIGNER.payment(Sat(99_950)), Sat(10), EXPIRY, proof=True)
+STATE = ChannelState(CHANNEL, CAPACITY, Sat(50), Sat(40), EXPIRY, SIGNER.payment(Sat(99_950)))
 SETTLED = Settled(msgspec.structs.replace(STATE, newest=None), Sat(25), TERMS.client_key)
 
 

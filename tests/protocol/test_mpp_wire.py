@@ -33,7 +33,7 @@ from paychan.protocol.wire.canonical import (
     to_base64,
     to_base64url,
 )
-from paychan.protocol.wire.challenge_header import MAX_BYTES, preference, quoted, read_challenges, unquoted
+from paychan.protocol.wire.challenge_header import MAX_BYTES, quoted, read_challenges, unquoted
 from paychan.protocol.wire.mpp_challenge import Challenge, challenge_header, challenge_id, challenge_json, challenges
 from paychan.protocol.wire.offers import ChannelState, Offer, Settled, Voucher
 from tests.lib import paidvectors as vectors
@@ -573,22 +573,3 @@ def test_every_refusal_has_a_problem_type() -> None:
         "verification-failed",
         "the signer is not available",
     )
-
-
-@pytest.mark.parametrize(
-    ("header", "weight"),
-    [
-        ("", 1),
-        ("bitcoin/session", 1),
-        ("tempo/charge;q=0.5", 1),
-        ("bitcoin/session;q=0.5, */*;q=0", 0.5),
-        ("tempo/charge, */session;q=0", 0),
-        ("*/*;q=0.1, bitcoin/*; Q=0.7,*/session;q=0.2", 0.7),
-        ("bitcoin/session;q=0", 0),
-        ("bitcoin/session;q=2", 1),
-        ("nonsense", 1),
-    ],
-)
-def test_accept_payment_weighs_methods(header: str, weight: float) -> None:
-    """The most exact range counts; a range that can't be read does not."""
-    assert preference(header, "bitcoin", "session") == weight

@@ -17,9 +17,6 @@ _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,)|$)")
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))[ \t]*(?=,|$)', re.DOTALL)
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\(.)", re.DOTALL)
-_RANGE = re.compile(
-    r"(?:^|,)[ \t]*([a-zA-Z0-9:_-]+|\*)/([a-zA-Z0-9:_-]+|\*)[ \t]*(?:;[ \t]*[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?[ \t]*(?=,|$)"
-)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -64,19 +61,6 @@ def _enter(parameters: dict[str, str], found: re.Match[str]) -> None:
     if name in parameters:
         raise MalformedPayment(field=FIELD, reason=f"{name[:40]} is there twice")
     parameters[name] = found[3] if found[2] is None else unquoted(found[2])
-
-
-def preference(accept_payment: str, method: str, intent: str) -> float:
-    """Return the weight (0 to 1) that `Accept-Payment` gives a method and intent; 0 means not acceptable.
-
-    The most exact range counts, as in RFC 9110, 12.5.1. Without a range that fits, the weight is 1.
-    """
-    weights: dict[int, float] = {}
-    for found in _RANGE.finditer(accept_payment):
-        got_method, got_intent = found[1].lower(), found[2].lower()
-        if got_method in ("*", method) and got_intent in ("*", intent):
-            weights[2 * (got_method != "*") + (got_intent != "*")] = float(found[3] or 1)
-    return weights[max(weights)] if weights else 1.0
 
 
 def quoted(text: str) -> str:

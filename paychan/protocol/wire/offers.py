@@ -110,23 +110,12 @@ class ChannelState(Struct, frozen=True):
     spent_sat: Sat
     expiry: UnixTime
     newest: Payment | None
-    """None in success answers, whose reader has just made the payment, and if the server shows no proof."""
+    """None in success answers, whose reader has just made the payment, and if the server shows no proof.
+
+    Only a caller that has shown an authentic payment of the channel may get the proof.
+    """
     carried_sat: Sat = Sat(0)
     """Credit from before a withdrawal that no request has used up."""
-
-    @classmethod
-    def of(
-        cls, channel: OutPoint, funding_sat: Sat, payment: Payment, credit_sat: Sat, expiry: UnixTime, *, proof: bool
-    ) -> ChannelState:
-        """Write a channel whose newest payment is `payment`; `proof` shows its signature.
-
-        Only a caller that has shown an authentic payment of the channel may get the proof: with it, a program that saw
-        an old payment could close the channel. After a withdrawal the credit may be more than the accepted value.
-        """
-        accepted = funding_sat - payment.change_sat
-        carried = max(0, credit_sat - accepted)
-        spent = Sat(accepted + carried - credit_sat)
-        return cls(channel, funding_sat, Sat(accepted), spent, expiry, payment if proof else None, Sat(carried))
 
     @property
     def credit_sat(self) -> Sat:
