@@ -28,6 +28,7 @@ from paychan.protocol.wire.canonical import (
     canonical_json,
     from_base64,
     from_base64url,
+    json_object,
     read_time,
     time_text,
     to_base64,
@@ -203,6 +204,20 @@ def test_base64url_comes_back(raw: bytes) -> None:
     for other in {text + "=", " " + text, text + "\n", text.replace("-", "+"), text.replace("_", "/")} - {text}:
         with pytest.raises(MalformedPayment):
             from_base64url(other, "x", 200)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":1e999}', '{"a":1' + "0" * 5000 + "}", "\ufeff{}", '{"a\\u0062":1,"ab":2}', "{} {}", "null"]
+)
+def test_json_with_two_readings_is_refused(text: str) -> None:
+    """Numbers that parsers round to infinity, a byte order mark, equal keys in two spellings, two values."""
+    with pytest.raises(MalformedPayment, match="not a JSON object"):
+        json_object(text.encode(), "x")
+
+
+def test_large_integers_are_read_exactly() -> None:
+    """An integer beyond 64 bits is no float and no crash."""
+    assert json_object(b'{"a":1180591620717411303424}', "x") == {"a": 2**70}
 
 
 @given(st.integers(0, 253402300799).map(UnixTime))
