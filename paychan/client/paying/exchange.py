@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from msgspec import Struct
 from paychan.client.errors import (
     BodyNotRepeatable,
     ChannelInUse,
+    ClientError,
     Declined,
     FalseProof,
     NotApproved,
@@ -31,8 +33,12 @@ from paychan.client.paying.demands import Demand, Headers, Protocol, read_demand
 from paychan.client.paying.paying import Plan, Request
 from paychan.client.paying.spending import Answered, Corrected, SpendingLog, Unpaid, declination, shortened
 from paychan.client.record import ChannelRecord
-from paychan.client.transport.effects import TIME_LIMIT_SECONDS
+from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Patience
 from paychan.client.wallet import ChannelFile, Wallet
+from paychan.protocol.errors import PaychanError
+
+_LOOK_SECONDS = 10.0
+"""Longest question to a channel's own server, after a seller said that the channel has ended."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
@@ -231,11 +237,34 @@ class Purse:
             file.save(paying.acknowledged(record))
         return Bill(paid.host, paid.price_sat, charged_sat, paid.raised_sat, record.name, record.left_sat, receipt)
 
-    def unpaid(self, plan: Plan, answer: Answer) -> StillUnpaid:
-        """Note a 402 on a paid request, and return the error to raise."""
+    def unpaid(self, file: ChannelFile, plan: Plan, answer: Answer) -> StillUnpaid:
+        """Note a 402 on a paid request, and return the error to raise.
+
+        If it says that the channel has ended, the wallet asks the channel's own server, and pays over another one next.
+        """
         problem = read_problem(answer.headers, answer.body)
         self.log.note(Unpaid(plan.paid.request, self.now, problem.code, problem.reason))
+        if paying.says_ended(problem.code):
+            with suppress(ClientError, PaychanError):
+                look_at(file, plan.record)
         return StillUnpaid(plan.paid.url, plan.paid.price_sat, problem.code, problem.reason)
+
+
+def look_at(file: ChannelFile, record: ChannelRecord) -> None:
+    """Ask the server of a channel how it stands, and record that it has ended or moved.
+
+    Raises:
+        ClientError: see `Channel.status`.
+    """
+    import httpx
+
+    from paychan.client.channel import Channel
+    from paychan.client.channel_base import TransportSettings
+    from paychan.client.transport.proxy import ProxyTransport
+
+    settings = TransportSettings(patience=Patience(attempts=1), time_limit_seconds=_LOOK_SECONDS)
+    with httpx.Client(transport=ProxyTransport(httpx.create_ssl_context)) as http:
+        Channel(file, record, settings, http).status()
 
 
 def exchange(purse: Purse, request: Request) -> Exchange:
@@ -317,5 +346,5 @@ def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Gener
             return bill
         again = (yield Work(partial(purse.correct, file, plan, answer))) if may_correct else None
         if again is None:
-            raise (yield Work(partial(purse.unpaid, plan, answer)))
+            raise (yield Work(partial(purse.unpaid, file, plan, answer)))
         plan, may_correct = again, False

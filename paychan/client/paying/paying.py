@@ -35,6 +35,17 @@ RESERVED_SECONDS = 3600
 A request that a server refused, although it was paid, is paid anew only if the program leaves it alone for this time.
 """
 
+_ENDED = (
+    "unknown_channel",
+    "channel_not_found",
+    "channel_closing",
+    "channel_closed",
+    "channel_lost",
+    "channel_moved",
+    "channel_expiring",
+)
+"""Codes of a 402 after which the wallet asks the channel's own server how it stands."""
+
 _replace = msgspec.structs.replace
 
 
@@ -185,11 +196,15 @@ def plan(
 def corrected(record: ChannelRecord, state: ChannelState, url: str) -> ChannelRecord | None:
     """Return the record after a correction by the server; None if the state is about another channel or proves nothing.
 
+    A state without a proof may correct the charges, and names no payment that is newer than the wallet's.
+
     Raises:
         FalseProof: the signature that it shows is not by this wallet's key.
     """
-    if state.channel != record.outpoint or state.newest is None or state.capacity_sat != record.funding_sat:
+    if state.channel != record.outpoint or state.capacity_sat != record.funding_sat:
         return None
+    if state.newest is None:
+        return record if state.change_sat >= record.left_sat else None
     script = decode_address(record.change_address, record.network)
     verifier = PaymentVerifier(record.terms, record.outpoint, record.funding_sat, script)
     if verifier.problem(state.newest) is not None:
@@ -201,6 +216,11 @@ def corrected(record: ChannelRecord, state: ChannelState, url: str) -> ChannelRe
         acknowledged_sat=min(record.agreed_sat, newest_sat),
         refused=record.refused and record.left_sat < newest_sat,
     )
+
+
+def says_ended(code: str) -> bool:
+    """Say whether a seller claims that the channel has ended, by a code of the core or of x402."""
+    return code.endswith(_ENDED)
 
 
 def charges_sat(state: ChannelState) -> int:
@@ -232,7 +252,7 @@ def _raised_before(paid: Paid, state: ChannelState) -> int:
     nothing, or less. The first try itself as proof is no such payment.
     """
     newest_sat = state.change_sat
-    if newest_sat == paid.change_sat:
+    if state.newest is None or newest_sat == paid.change_sat:
         return paid.raised_sat
     return min(paid.raised_sat, max(0, newest_sat - paid.change_sat))
 

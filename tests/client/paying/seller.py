@@ -121,18 +121,18 @@ class Seller:
             realm="seller",
         )
 
-    def state(self, newest: Payment | None = None, **differences: Any) -> ChannelState:
-        """Return the channel as a correction shows it; with another newest payment, or other sums, it lies."""
+    def state(self, proof: Payment | None = None, **differences: Any) -> ChannelState:
+        """Return the channel as a correction shows it; with another newest payment, or other members, it lies."""
         channel = self.channel
-        newest = newest or channel.payment
-        accepted = channel.funding_sat - newest.change_sat
+        proof = proof or channel.payment
+        accepted = channel.funding_sat - proof.change_sat
         true = ChannelState(
             channel=channel.outpoint,
             capacity_sat=channel.funding_sat,
             accepted_sat=Sat(accepted),
             spent_sat=Sat(accepted - channel.credit_sat),
             expiry=UnixTime(channel.terms.expiry.lock_time),
-            newest=newest,
+            newest=proof,
         )
         return msgspec.structs.replace(true, **differences)
 

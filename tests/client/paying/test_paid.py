@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from paychan.client import Payer, errors
+from paychan.client import Payer, State, errors
 from paychan.client.paying.budget import Budget, Question
 from paychan.client.paying.clients import paid_async_client, paid_client
 from paychan.client.paying.exchange import Need, Purse
-from paychan.client.paying.spending import Answered, Declination, Paid, Unpaid
+from paychan.client.paying.spending import Answered, Corrected, Declination, Paid, Unpaid
 from paychan.protocol.types import Sat
 from tests.client.conftest import OpenChannel
 from tests.client.liar import Liar
@@ -374,6 +374,61 @@ def test_a_price_that_rises_is_agreed_on_anew(seller: Seller, wallet: Path) -> N
 
     assert seller.signed_sat == 40
     assert purse.log.account().total_sat == 40
+
+
+def test_a_state_without_proof_corrects_the_charges_alone(seller: Seller, wallet: Path) -> None:
+    """A v1 channel is corrected without a proof: the one further try raises the payment by no more than the price."""
+    purse = purse_of(wallet)
+    with paid_client(purse) as client:
+        client.get(seller.url + "one").raise_for_status()
+        purse.log.note(Corrected(str(seller.channel.outpoint), purse.now, spent_sat=10_000))  # 25 sat too little
+        seller.lies.append(Lie(state=seller.state(newest=None)))
+        client.get(seller.url + "two").raise_for_status()
+        assert seller.signed_sat == 50
+
+        seller.lies.append(Lie(state=_newer(seller.state())))
+        with pytest.raises(errors.StillUnpaid):
+            client.get(seller.url + "three")
+    assert seller.signed_sat == 50
+    assert purse.log.account().total_sat == 75
+
+
+def _newer(state: Any) -> Any:
+    """Claim a newer payment, and show none."""
+    import msgspec
+
+    accepted = state.accepted_sat + 500
+    return msgspec.structs.replace(state, accepted_sat=accepted, spent_sat=accepted, newest=None)
+
+
+def test_a_channel_that_has_ended_pays_no_more(seller: Seller, liar: Liar, wallet: Path) -> None:
+    """After the seller says so, the wallet asks the channel's own server, and the next request takes another channel."""
+    opened: list[Need] = []
+
+    def open_channel(need: Need) -> None:
+        opened.append(need)
+        with Payer(need.pay_url, wallet=wallet) as payer:
+            payer.channel_for(room_sat=need.room_sat)
+
+    with Payer(wallet=wallet) as payer:
+        name = payer.wallet.names()[0]
+        before = payer.wallet.read(name)
+        channel = payer.channel(name)
+        channel.close()
+        channel.release()
+        file = payer.wallet.lock(name)
+        file.save(before)  # an old copy, which does not know of the end
+        file.release()
+    purse = purse_of(wallet, open_channel=open_channel)
+    with paid_client(purse) as client:
+        with pytest.raises(errors.StillUnpaid, match="clos"):
+            client.get(seller.url)
+        assert purse.wallet.read(name).state is not State.OPEN
+        liar.channel = None  # the server forgets a channel that is settled
+        assert client.get(seller.url).status_code == 200
+
+    assert len(opened) == 1
+    assert seller.signed_sat == 25
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
