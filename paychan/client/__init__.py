@@ -18,10 +18,12 @@ from paychan.client.channel import AsyncChannel, Channel
 from paychan.client.coins import Deposit, Source
 from paychan.client.errors import (
     AmbiguousName,
+    AmountTooSmall,
     BackupExists,
     BackupNotWritten,
     BodyNotRepeatable,
     ChannelConflict,
+    ChannelForgotten,
     ChannelGone,
     ChannelInUse,
     ChannelMoving,
@@ -72,6 +74,8 @@ from paychan.client.errors import (
     WouldTakeBack,
     WrongNumber,
     WrongState,
+    WrongUrl,
+    WrongValue,
 )
 from paychan.client.flows.close import Settled
 from paychan.client.flows.open import FundingOutput
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousName",
+    "AmountTooSmall",
     "AsyncChannel",
     "AsyncPayer",
     "BackupExists",
@@ -100,6 +105,7 @@ __all__ = [
     "Budget",
     "Channel",
     "ChannelConflict",
+    "ChannelForgotten",
     "ChannelGone",
     "ChannelInUse",
     "ChannelMoving",
@@ -166,6 +172,8 @@ __all__ = [
     "WouldTakeBack",
     "WrongNumber",
     "WrongState",
+    "WrongUrl",
+    "WrongValue",
     "paid_async_client",
     "paid_client",
 ]

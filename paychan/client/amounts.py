@@ -9,6 +9,9 @@ from numbers import Real
 from paychan.client.errors import TermsUnacceptable, WrongNumber
 from paychan.protocol.types import MAX_MONEY_SAT, Sat
 
+MAX_HOURS = 2**32 // 3600
+"""No expiry is later than nLockTime can express, 32 bits of seconds."""
+
 
 def whole(value: object, what: str) -> int:
     """Return a whole number as an `int`: an `int`, or what Python takes as an index, such as an integer of numpy.
@@ -33,7 +36,7 @@ def satoshi(value: object, what: str) -> Sat:
     """
     amount = whole(value, what)
     if not 0 <= amount <= MAX_MONEY_SAT:
-        raise TermsUnacceptable(what=f"{what} in satoshi", got=amount, want=f"0 to {MAX_MONEY_SAT}")
+        raise TermsUnacceptable(what=f"{what} in satoshi", got=amount, want=f"0 to {MAX_MONEY_SAT:,}")
     return Sat(amount)
 
 
@@ -42,7 +45,7 @@ def hours_of_paying(value: object) -> float:
 
     Raises:
         WrongNumber: not a real number, such as a bool, a `Decimal`, a text or None.
-        TermsUnacceptable: infinite or not a number.
+        TermsUnacceptable: negative, longer than a channel can last, infinite, or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise WrongNumber(what="hours", got=repr(value)[:40], want="a number (int or float)")
@@ -50,6 +53,6 @@ def hours_of_paying(value: object) -> float:
         hours = float(value)
     except OverflowError:
         hours = math.inf
-    if not math.isfinite(hours):
-        raise TermsUnacceptable(what="hours of paying", got=hours, want="a number")
+    if not 0 <= hours <= MAX_HOURS:
+        raise TermsUnacceptable(what="hours of paying", got=f"{hours:,g}", want=f"0 to {MAX_HOURS:,}")
     return hours

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from paychan.client.errors import (
     BackupExists,
@@ -31,6 +31,7 @@ from paychan.client.record import ChannelRecord, State, check_record
 from paychan.client.seed import SKIPPED_BY_RESTORE, Seed
 from paychan.client.wallet import FORGOTTEN, ChannelFile, Wallet
 from paychan.protocol.errors import PaychanError
+from paychan.shared.wording import sat
 
 _replace = msgspec.structs.replace
 
@@ -52,6 +53,8 @@ class Backup(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Unix time."""
     seed: Seed | None
     channels: tuple[ChannelRecord, ...]
+    forgotten: tuple[ChannelRecord, ...] | UnsetType = UNSET
+    """Channels off the list; a backup without any lacks the field, and so earlier versions can read it."""
     sha256: str = ""
     """Hash of the JSON of all other fields: a changed digit of the seed would go unseen without it."""
 
@@ -70,6 +73,8 @@ class Restored(Struct, frozen=True):
     written: tuple[str, ...]
     kept: tuple[str, ...]
     """The wallet had the channel already, as new as the backup has it or newer."""
+    forgotten: tuple[str, ...]
+    """Written to the directory `forgotten`."""
     replaced: tuple[str, ...]
     """The wallet's file was damaged or older; the old file is beside the new one, as `NAME.json.old`."""
 
@@ -79,6 +84,8 @@ class Finding(Struct, frozen=True):
 
     name: str
     text: str
+    is_note: bool = False
+    """Nothing has to be done about it."""
 
 
 def take_backup(wallet: Wallet, now: int) -> tuple[Backup, dict[str, WalletError]]:
@@ -94,7 +101,9 @@ def take_backup(wallet: Wallet, now: int) -> tuple[Backup, dict[str, WalletError
     except NoSeed:
         seed = None
     records, problems = wallet.read_all()
-    return _sealed(Backup(created_at=now, seed=seed, channels=tuple(records))), problems
+    forgotten, more = _forgotten(wallet)
+    kept = tuple(forgotten) or UNSET
+    return _sealed(Backup(created_at=now, seed=seed, channels=tuple(records), forgotten=kept)), problems | more
 
 
 def write_backup(backup: Backup, path: Path) -> None:
@@ -161,7 +170,7 @@ def read_backup(path: Path) -> Backup:
         raise NoBackup(path=path, reason=error.strerror or error) from None
     try:
         backup = msgspec.json.decode(raw, type=Backup)
-        for record in backup.channels:
+        for record in (*backup.channels, *(backup.forgotten or ())):
             check_record(record)
     except (msgspec.MsgspecError, PaychanError, ValueError, RecursionError) as error:
         later = "unknown field" in str(error) or str(error).endswith("at `$.format`")
@@ -183,12 +192,20 @@ def restore(wallet: Wallet, backup: Backup) -> Restored:
     """
     if backup.seed is not None:
         restore_seed(wallet, _replace(backup.seed, next_index=backup.seed.next_index + SKIPPED_BY_RESTORE))
-    done: dict[str, list[str]] = {"written": [], "kept": [], "replaced": []}
+    done: dict[str, list[str]] = {"written": [], "kept": [], "forgotten": [], "replaced": []}
     names = {_identity(record): record.name for record in wallet.read_all()[0]}
     for record in backup.channels:
         name, what = _restore_channel(wallet, _replace(record, name=names.get(_identity(record), record.name)))
         done[what].append(name)
-    return Restored(*(tuple(done[what]) for what in ("written", "kept", "replaced")))
+    gone = [record for record in backup.forgotten or () if _identity(record) not in names]
+    if gone:
+        place = Wallet(wallet.directory / FORGOTTEN)
+        there = {_identity(record): record.name for record in place.read_all()[0]}
+        for record in gone:
+            name, what = _restore_channel(place, _replace(record, name=there.get(_identity(record), record.name)))
+            if what != "kept":
+                done["forgotten"].append(name)
+    return Restored(*(tuple(done[what]) for what in ("written", "kept", "forgotten", "replaced")))
 
 
 def restore_seed(wallet: Wallet, seed: Seed) -> None:
@@ -201,8 +218,13 @@ def restore_seed(wallet: Wallet, seed: Seed) -> None:
 
 
 def check(wallet: Wallet, backup: Backup | None = None) -> list[Finding]:
-    """Look for problems: files that can't be read, keys that the words don't give, and differences from a backup."""
+    """Look for problems: files that can't be read, keys that the words don't give, and differences from a backup.
+
+    Forgotten channels are looked at as well: their files hold keys.
+    """
     records, problems = wallet.read_all()
+    forgotten, more = _forgotten(wallet)
+    problems |= more
     found = [Finding(name, str(error)) for name, error in problems.items()]
     try:
         seed = wallet.seed.read()
@@ -212,10 +234,11 @@ def check(wallet: Wallet, backup: Backup | None = None) -> list[Finding]:
     except WalletError as error:
         found.append(Finding("", str(error)))
         seed = None
-    found += [Finding(record.name, text) for record in records if (text := _key_problem(record, seed))]
+    kept = [*records, *forgotten]
+    found += [Finding(record.name, text) for record in kept if (text := _key_problem(record, seed))]
     if backup is not None:
-        found += _differences(records, seed, backup)
-        found += _only_saved(wallet, [*records, *_forgotten(wallet)], problems, backup)
+        found += _differences(kept, seed, backup)
+        found += _only_saved(wallet, kept, problems, backup)
     return found
 
 
@@ -241,14 +264,13 @@ def _differences(records: Sequence[ChannelRecord], seed: Seed | None, backup: Ba
     found = []
     if seed is not None and (backup.seed is None or backup.seed.entropy != seed.entropy):
         found.append(Finding("", "the backup has another seed, or none"))
-    saved = {_identity(record): record for record in backup.channels}
+    saved = {_identity(record): record for record in (*(backup.forgotten or ()), *backup.channels)}
     for record in records:
         old = saved.get(_identity(record))
         if old is None:
             found.append(Finding(record.name, "in the wallet, not in the backup"))
         elif _newer(record, old):
-            paid = record.paid_sat - old.paid_sat
-            found.append(Finding(record.name, f"the backup is older: {paid} sat were paid since, or its state changed"))
+            found.append(_older(record, old))
         elif _newer(old, record):
             found.append(
                 Finding(record.name, "the wallet is older than the backup, which knows a later payment or state")
@@ -261,17 +283,35 @@ def _only_saved(
 ) -> list[Finding]:
     """Find what only the backup has; a channel whose file can't be read is a finding already."""
     there = {_identity(record) for record in records}
-    lost = [each for each in backup.channels if _identity(each) not in there and each.name not in problems]
+    saved = (*backup.channels, *(backup.forgotten or ()))
+    lost = [each for each in saved if _identity(each) not in there and each.name not in problems]
     found = [Finding(each.name, "in the backup, not in the wallet") for each in lost]
     if backup.seed is not None and not wallet.seed.path.exists():
         found.append(Finding("", "the seed is in the backup, not in the wallet"))
     return found
 
 
-def _forgotten(wallet: Wallet) -> list[ChannelRecord]:
-    """Read the channels that the payer took off the list."""
-    place = wallet.directory / FORGOTTEN
-    return Wallet(place).read_all()[0] if place.is_dir() else []
+def _older(record: ChannelRecord, old: ChannelRecord) -> Finding:
+    """Say what a backup lacks of a channel; it is a note if a restored channel gets that from the server by itself."""
+    paid = sat(record.paid_sat - old.paid_sat)
+    knows_coins = old.funding_outpoint == record.funding_outpoint and len(old.moves) == len(record.moves)
+    if knows_coins and old.state is not State.NEW:
+        text = f"{paid} were paid since the backup, or it closed: a restored channel takes that over from the server"
+        return Finding(record.name, text, is_note=True)
+    return Finding(
+        record.name,
+        f"the backup is older, and lacks where the coins are now; {paid} were paid since: make a new backup",
+    )
+
+
+def _forgotten(wallet: Wallet) -> tuple[list[ChannelRecord], dict[str, WalletError]]:
+    """Read the channels that the payer took off the list; return also the errors of unreadable ones."""
+    try:
+        place = wallet.forgotten()
+    except WalletError as error:
+        return [], {FORGOTTEN: error}
+    records, problems = ([], {}) if place is None else place.read_all()
+    return records, {f"{FORGOTTEN}/{name}": error for name, error in problems.items()}
 
 
 def _restore_channel(wallet: Wallet, record: ChannelRecord) -> tuple[str, str]:

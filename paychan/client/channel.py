@@ -16,6 +16,7 @@ from msgspec import structs
 from paychan.client.amounts import satoshi, whole
 from paychan.client.channel_base import ChannelBase, TransportSettings
 from paychan.client.coins import Deposit, parse_outpoint
+from paychan.client.errors import AmountTooSmall, WrongValue
 from paychan.client.flows import close as closing
 from paychan.client.flows import deposits
 from paychan.client.flows import forget as forgetting
@@ -353,7 +354,8 @@ class AsyncChannel(ChannelBase):
 
 def _series(amount_sat: int, times: int, every_seconds: float, watcher: streaming.Watcher | None) -> streaming.Series:
     amount_sat, times = whole(amount_sat, "amount_sat"), whole(times, "times")
-    if amount_sat <= 0 or times < 1:
-        msg = f"{times} payments of {amount_sat} sat: want at least one of 1 sat"
-        raise ValueError(msg)
+    if amount_sat <= 0:
+        raise AmountTooSmall(got_sat=amount_sat, need_sat=1)
+    if times < 1:
+        raise WrongValue(what="number of payments", got=f"{times:,}", want="at least 1")
     return streaming.Series(Sat(amount_sat), times, every_seconds, watcher)

@@ -15,6 +15,8 @@ ClientError
 │   ├── CountedLess         less of the payment was new than the wallet paid
 │   └── FalseProof          the server shows a payment that this wallet did not sign
 ├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
+│   ├── WrongUrl            the text that should name a server is no base URL
+│   ├── WrongValue          a number outside its range (AmountTooSmall), or arguments that exclude each other
 │   ├── OverBudget          a limit of the budget does not cover the price of a request
 │   ├── HostNotAllowed      the budget does not name the host
 │   ├── NotApproved         the budget's `approve` said no
@@ -27,6 +29,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from paychan.shared.wording import grouped
+
 
 class ClientError(Exception):
     """A failure with a stable `code`. Leaves declare `code` and `text`; the keyword arguments become `fields`."""
@@ -37,7 +41,7 @@ class ClientError(Exception):
     """State of an earlier payment that had to be finished first and met this failure."""
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__(self.text.format(**fields))
+        super().__init__(grouped(self.text.format(**{name: _shown(name, value) for name, value in fields.items()})))
         self.fields = fields
 
     def concerns_earlier(self, pending_sat: int) -> None:
@@ -46,7 +50,13 @@ class ClientError(Exception):
         self.fields = {**self.fields, "earlier_sat": pending_sat}
 
     def _about_earlier(self, pending_sat: int) -> str:
-        return f"nothing new was paid, because the earlier payment of {pending_sat} sat {self.earlier_state}: {self}"
+        return f"nothing new was paid, because the earlier payment of {pending_sat:,} sat {self.earlier_state}: {self}"
+
+
+def _shown(name: str, value: object) -> object:
+    """Return a field as its text shows it: with grouped digits, if it is an amount or a number to compare."""
+    counts = name.endswith("_sat") or name in ("got", "want")
+    return f"{value:,}" if counts and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 # --- the server refused ---------------------------------------------------------------------------------------------
@@ -67,8 +77,8 @@ class PaymentRefused(Refused):
     def _about_earlier(self, pending_sat: int) -> str:
         by_application = self.code == "application_error"
         refused_by = "application behind the server" if by_application else "server"
-        text = f"the {refused_by} refused the earlier payment of {pending_sat} sat, and the new payment was not sent: {self}"
-        return f"{text}. It can be sent now, if it is at least {pending_sat} sat" if by_application else text
+        text = f"the {refused_by} refused the earlier payment of {pending_sat:,} sat, and the new payment was not sent: {self}"
+        return f"{text}. It can be sent now, if it is at least {pending_sat:,} sat" if by_application else text
 
 
 class ChannelUnknown(Refused):
@@ -100,7 +110,7 @@ class StillUnpaid(Refused):
 
     def __init__(self, url: str, price_sat: int, code: str, reason: str) -> None:
         super().__init__(402, code, reason, {"url": url, "price_sat": price_sat})
-        self.args = (f"the server took no payment of {price_sat} sat for {url}: {reason}",)
+        self.args = (f"the server took no payment of {price_sat:,} sat for {url}: {reason}",)
 
 
 class Unreachable(ClientError):
@@ -147,6 +157,22 @@ class Declined(ClientError):
 
 class TermsUnacceptable(Declined):
     code, text = "terms_unacceptable", "terms not acceptable: {what} is {got}, want {want}"
+
+
+class WrongUrl(TermsUnacceptable):
+    """A text that names no server. `fix` is the URL that was probably meant, "" if there is none."""
+
+    code, text = "wrong_url", "{url!r} is not the URL of a server: want {want}"
+
+
+class WrongValue(Declined, ValueError):
+    """A number outside its range, or arguments that exclude each other; `got` and `want` are texts."""
+
+    code, text = "wrong_value", "{what}: got {got}, want {want}"
+
+
+class AmountTooSmall(WrongValue):
+    code, text = "amount_too_small", "payment of {got_sat} sat: want at least {need_sat} sat"
 
 
 class WrongNumber(Declined, TypeError):
@@ -283,6 +309,11 @@ class NoSuchChannel(WalletError):
 
 class AmbiguousName(NoSuchChannel):
     code, text = "ambiguous_name", "{name} is the beginning of several channels' names: {names}"
+
+
+class ChannelForgotten(NoSuchChannel):
+    code = "channel_forgotten"
+    text = "channel {name} was forgotten: its file is {path}, and moved back to {directory} it is a channel again"
 
 
 class ChannelInUse(WalletError):

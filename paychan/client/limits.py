@@ -100,7 +100,7 @@ def agree(
     dust = check_limits(info, limits)
     need_seconds = lead_seconds(info) + HOUR * (info.settlement_period_hours + min_hours(info))
     if expiry - now < need_seconds:
-        need = f"at least {-(-need_seconds // HOUR)}"
+        need = f"at least {-(-need_seconds // HOUR):,}"
         raise TermsUnacceptable(what="hours until expiry", got=(expiry - now) // HOUR, want=need)
     chosen = _network(terms, info.funding_address_copy, network)
     return Agreement(
@@ -128,7 +128,7 @@ def check_limits(info: FundingInfo, limits: Limits) -> Sat:
         ("settlement period in hours", info.settlement_period_hours, limits.settlement_period_hours),
     ):
         if not 0 <= got <= limit:
-            raise TermsUnacceptable(what=what, got=got, want=f"0 to {limit}")
+            raise TermsUnacceptable(what=what, got=got, want=f"0 to {limit:,}")
     return Sat(dust)
 
 
@@ -151,7 +151,7 @@ def expiry_for(info: FundingInfo, hours: float, now: UnixTime) -> UnixTime:
     """
     least = min_hours(info)
     if hours < least:
-        raise TermsUnacceptable(what="hours of paying", got=f"{hours:g}", want=f"at least {least}")
+        raise TermsUnacceptable(what="hours of paying", got=f"{hours:,g}", want=f"at least {least:,}")
     return check_expiry(now + lead_seconds(info) + math.ceil((hours + info.settlement_period_hours) * HOUR))
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from paychan.client.amounts import hours_of_paying, satoshi, whole
 from paychan.client.channel_base import TransportSettings
-from paychan.client.errors import TermsUnacceptable, WalletError
+from paychan.client.errors import WalletError, WrongUrl, WrongValue
 from paychan.client.flows.find import Need, find
 from paychan.client.flows.new import ChannelRequest, new_channel
 from paychan.client.limits import Limits
@@ -21,6 +21,7 @@ from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect
+from paychan.shared.urls import is_loopback, url_trouble
 
 T = TypeVar("T")
 
@@ -44,8 +45,7 @@ class PayerBase:
         time_limit_seconds: float = TIME_LIMIT_SECONDS,
     ) -> None:
         if not time_limit_seconds > 0:
-            msg = f"time limit of {time_limit_seconds} s: want more than 0"
-            raise ValueError(msg)
+            raise WrongValue(what="time limit", got=f"{time_limit_seconds} s", want="more than 0")
         self.url = check_url(url) if url else ""
         self.wallet = Wallet(wallet)
         self._version, self._dialect, self._network = version, dialect, network
@@ -105,8 +105,7 @@ class PayerBase:
         hours, amount_sat = hours_of_paying(hours), satoshi(amount_sat, "amount_sat")
         room_sat = whole(room_sat, "room_sat")
         if room_sat < 0:
-            msg = f"a channel that can pay {room_sat} sat: want 0 or more"
-            raise ValueError(msg)
+            raise WrongValue(what="room_sat", got=f"{room_sat} sat", want="0 or more")
         room_sat = satoshi(room_sat, "room_sat")
         url = check_url(url or self.url)
 
@@ -124,9 +123,23 @@ def check_url(url: str) -> str:
     """Return a base URL without a trailing slash.
 
     Raises:
-        TermsUnacceptable: not http or https, or more than host, port and path.
+        WrongUrl: not http or https, or more than host, port and path; with the URL that was probably meant.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise TermsUnacceptable(what="server URL", got=repr(url), want="http:// or https://, host, port and path only")
-    return url.rstrip("/")
+    url = url.strip()
+    if url_trouble(url, ("http", "https"), path=True) == "" and not urlsplit(url).username:
+        return url.rstrip("/")
+    fix = meant_url(url)
+    raise WrongUrl(url=url, fix=fix, want=fix or "http:// or https://, host, port and path only")
+
+
+def meant_url(text: str) -> str:
+    """Return the base URL that a text without a scheme probably means; "" if it can't be told.
+
+    A host of this machine, or one with a port, is spoken to by http; another one by https.
+    """
+    if "://" in text:
+        return ""
+    host = text.partition("/")[0]
+    named, _, port = host.partition(":")
+    scheme = "http" if port or is_loopback(named) else "https"
+    return f"{scheme}://{text}" if host and url_trouble(f"{scheme}://{text}", (scheme,), path=True) == "" else ""

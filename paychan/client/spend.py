@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paychan.client.errors import InsufficientFunds, OverLimit, WouldLeaveDust, WouldTakeBack
+from paychan.client.errors import AmountTooSmall, InsufficientFunds, OverLimit, WouldLeaveDust, WouldTakeBack
 from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
 from paychan.protocol.types import Sat
@@ -12,7 +12,7 @@ def next_change(record: ChannelRecord, amount_sat: int, limits: Limits, *, drain
     """Return the change value of the next payment, counted from the newest one that both sides know; 0 with `drain`.
 
     Raises:
-        ValueError: a negative amount.
+        AmountTooSmall: a negative amount.
         OverLimit: more than the payer's own limit for one payment.
         InsufficientFunds: more than is left.
         WouldLeaveDust: the rest is too small to be paid back.
@@ -23,8 +23,7 @@ def next_change(record: ChannelRecord, amount_sat: int, limits: Limits, *, drain
             raise OverLimit(got_sat=record.agreed_sat, limit_sat=limits.payment_sat)
         return Sat(0)
     if amount_sat < 0:
-        msg = f"amount is negative: {amount_sat} sat"
-        raise ValueError(msg)
+        raise AmountTooSmall(got_sat=amount_sat, need_sat=0)
     if amount_sat > limits.payment_sat:
         raise OverLimit(got_sat=amount_sat, limit_sat=limits.payment_sat)
     change = record.agreed_sat - amount_sat

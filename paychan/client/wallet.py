@@ -17,6 +17,7 @@ import msgspec
 
 from paychan.client.errors import (
     AmbiguousName,
+    ChannelForgotten,
     ChannelInUse,
     DamagedFile,
     LaterFile,
@@ -110,6 +111,7 @@ class Wallet:
         """Complete the beginning of a channel's name.
 
         Raises:
+            ChannelForgotten: only the name of a forgotten channel begins so.
             NoSuchChannel: no name begins so.
             AmbiguousName: several do; the error names them.
         """
@@ -119,8 +121,28 @@ class Wallet:
         if len(matches) > 1:
             raise AmbiguousName(name=prefix, names=", ".join(sorted(matches)))
         if not matches:
+            forgotten = self.forgotten()
+            left = [name for name in forgotten.names() if name.startswith(prefix)] if prefix and forgotten else []
+            if left and forgotten:
+                path = forgotten.directory / f"{left[0]}.json"
+                raise ChannelForgotten(name=left[0], path=path, directory=self.directory)
             raise NoSuchChannel(name=prefix if prefix.strip() else f'"{prefix}"', directory=self.directory)
         return matches[0]
+
+    def forgotten(self) -> Wallet | None:
+        """Return the channels that the user took off the list; None if there never were any. Raises `LooseMode`."""
+        place = self.directory / FORGOTTEN
+        return Wallet(place) if place.is_dir() else None
+
+    def read_kept(self, prefix: str) -> ChannelRecord:
+        """Read a channel without locking it, by the beginning of its name: one of the list, or a forgotten one.
+
+        Raises as `find` and `read`.
+        """
+        try:
+            return self.read(self.find(prefix))
+        except ChannelForgotten as error:
+            return Wallet(self.directory / FORGOTTEN).read(error.fields["name"])
 
     def create(self, record: ChannelRecord) -> ChannelFile:
         """Lock and write a new channel's file.

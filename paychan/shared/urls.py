@@ -23,6 +23,14 @@ def _is_host(text: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or an address means this machine itself: localhost, 127.0.0.1, ::1."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
 def url_trouble(
     url: str, schemes: Sequence[str], *, needs_port: bool = False, path: bool = False, query: bool = False
 ) -> str:

@@ -15,6 +15,11 @@ def sat(amount: int) -> str:
     return f"{amount:,} sat"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, with grouped digits: `1 channel`, `1,080 channels`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def grouped(text: str) -> str:
     """Group the digits of the amounts in a sentence, such as one of the server's: `got 1000 sat` is `got 1,000 sat`."""
     return _AMOUNT.sub(lambda found: f"{int(found[0]):,}", text)

@@ -296,7 +296,7 @@ def test_fault_50_the_commands_lose_and_restore_a_wallet(payer: Payer, tmp_path:
     (tmp_path / "usb").mkdir()
     shown = run("backup", tmp_path / "usb", wallet=wallet)
     [path] = (tmp_path / "usb").iterdir()
-    assert f"Wrote 1 channels to {path}" in shown
+    assert f"Wrote 1 channel to {path}" in shown
     assert "no problem found" in run("check", tmp_path / "usb", wallet=wallet)
     shutil.rmtree(wallet)
 
@@ -306,8 +306,10 @@ def test_fault_50_the_commands_lose_and_restore_a_wallet(payer: Payer, tmp_path:
     assert f"paychan channel status {channel.name}" in run("restore", path, wallet=wallet)
     assert json.loads(run("check", path, "--json", wallet=wallet)) == {
         "problems": [],
+        "notes": [],
         "without_words": [],
         "channels": 1,
+        "forgotten": 0,
         "backup": str(path),
         "skipped": [],
     }

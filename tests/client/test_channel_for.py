@@ -109,7 +109,7 @@ def test_fault_51_another_channel_is_made_only_if_none_has_enough(system: System
 def test_a_call_with_less_room_goes_on_with_a_channel_that_could_not_be_funded(system: System, tmp_path: Path) -> None:
     """An earlier call asked for more than the debug funding; a later one takes the same channel for its own room."""
     with Payer(system.url, wallet=tmp_path) as payer:
-        with pytest.raises(FundingMissing, match=str(10**15 + 100_700)):
+        with pytest.raises(FundingMissing, match=f"{10**15 + 100_700:,}"):
             payer.channel_for(room_sat=10**15)
         (before,) = payer.records()
         channel = payer.channel_for(room_sat=5000)

@@ -93,7 +93,7 @@ def test_fault_50_the_words_alone_bring_the_change_into_bitcoin_core(
     wallet(payer, "words", "--words-file", tmp_path / "words")
     shutil.rmtree(payer.wallet)
     wallet(payer, "restore", "--words-file", tmp_path / "words")
-    descriptor = wallet(payer, "words", "--descriptor", "--network", "regtest").strip()
+    descriptor = wallet(payer, "words", "--descriptor", "--yes", "--network", "regtest").strip()
 
     node.rpc("createwallet", "change", False, True)
     request = {"desc": descriptor, "timestamp": 0, "range": [0, 999], "internal": False}

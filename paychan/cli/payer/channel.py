@@ -17,7 +17,9 @@ from paychan.cli.payer.options import (
     NodeOption,
     TransactionOption,
     WalletOption,
+    amount_of,
     examples,
+    least,
     read_transaction,
 )
 from paychan.cli.terminal import JsonOption, err, out, show_json, warn
@@ -58,7 +60,13 @@ def new(
     ] = None,
     amount: Annotated[
         int,
-        typer.Option(min=0, show_default=False, help="Amount to fund, in satoshi. \\[default: the smallest]"),
+        typer.Option(
+            parser=amount_of,
+            metavar="SAT",
+            callback=least(0),
+            show_default=False,
+            help="Amount to fund, in satoshi. \\[default: the smallest]",
+        ),
     ] = 0,
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for the unspent rest. \\[default: the channel's own key]")
@@ -69,8 +77,13 @@ def new(
     network: Annotated[
         Literal["live", "test", "regtest"] | None, typer.Option(help="Accept only this Bitcoin network.")
     ] = None,
-    max_open_price: Annotated[int, typer.Option(help="Largest open price to accept, in satoshi.")] = 250_000,
-    pay: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
+    max_open_price: Annotated[
+        int, typer.Option(parser=amount_of, metavar="SAT", help="Largest open price to accept, in satoshi.")
+    ] = 250_000,
+    pay: Annotated[
+        int | None,
+        typer.Option(parser=amount_of, metavar="SAT", help="First payment in satoshi. \\[default: the open price]"),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the funding, then open.")] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Use the funding that a debug server derives.")] = False,
     wallet: WalletOption = None,
@@ -139,13 +152,20 @@ def open_(
     outpoint: Annotated[
         str, typer.Option(help="The output that pays to the address: TXID:VOUT. \\[default: as the server reports]")
     ] = "",
-    value: Annotated[int, typer.Option(min=0, help="Its value in satoshi.")] = 0,
+    value: Annotated[
+        int, typer.Option(parser=amount_of, metavar="SAT", callback=least(0), help="Its value in satoshi.")
+    ] = 0,
     transaction: TransactionOption = "",
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Use the value that you give, even if server or chain show another.")
     ] = False,
-    amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
-    limit: Annotated[int, typer.Option(help="Largest first payment, in satoshi.")] = _PAYMENT_LIMIT_SAT,
+    amount: Annotated[
+        int | None,
+        typer.Option(parser=amount_of, metavar="SAT", help="First payment in satoshi. \\[default: the open price]"),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(parser=amount_of, metavar="SAT", help="Largest first payment, in satoshi.")
+    ] = _PAYMENT_LIMIT_SAT,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until the funding has enough confirmations.")
     ] = True,
@@ -244,21 +264,23 @@ app.command(epilog=ending.FORGET_EXAMPLES)(ending.forget)
 def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = False) -> None:
     """Show a channel's private key (WIF), so that a wallet can sweep the returned coins. Keep it secret.
 
+    It shows the key of a forgotten channel, too.
     No wallet can sweep outputs at the channel's own address: that address is a script, and `refund` spends from it.
     """
     import msgspec
 
     from paychan.cli.payer.terminal import exit_on_error, way_back
-    from paychan.client import Payer
+    from paychan.client.flows.refund import wif
+    from paychan.client.wallet import Wallet
 
-    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
-        record = channel.record
+    with exit_on_error(as_json, name):
+        record = Wallet(wallet).read_kept(name)
         if as_json:
-            shown = {"wif": channel.wif(), "address": record.home_address, "script_address": record.funding_address}
+            shown = {"wif": wif(record), "address": record.home_address, "script_address": record.funding_address}
             held = msgspec.to_builtins(record.held)
-            show_json({"name": channel.name, **shown, "outputs": held, "way_back": way_back(record)})
+            show_json({"name": record.name, **shown, "outputs": held, "way_back": way_back(record)})
             return
-        out.print(channel.wif(), soft_wrap=True, markup=False)
+        out.print(wif(record), soft_wrap=True, markup=False)
         for each in record.held:
             err.print(
                 f"This key does not sweep {sat(each.value_sat)} in {each.outpoint} at {record.funding_address}. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +14,15 @@ from paychan.cli.payer.options import (
     NameArgument,
     NodeOption,
     WalletOption,
+    amount_of,
     examples,
+    least,
 )
 from paychan.cli.terminal import JsonOption, completed, say, show_json, warn
 from paychan.shared.wording import sat
+
+if TYPE_CHECKING:
+    from paychan.client import ChannelRecord
 
 CLOSE_EXAMPLES = examples(
     "paychan channel close 4593d97a",
@@ -31,9 +36,20 @@ FORGET_EXAMPLES = examples(
 
 def close(
     name: NameArgument,
-    fee: Annotated[int, typer.Option(help="Fee in satoshi to offer for a faster settlement (version 2).")] = 0,
+    fee: Annotated[
+        int,
+        typer.Option(
+            parser=amount_of, metavar="SAT", help="Fee in satoshi to offer for a faster settlement (version 2)."
+        ),
+    ] = 0,
     max_fee: Annotated[
-        int | None, typer.Option(min=1, help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]")
+        int | None,
+        typer.Option(
+            parser=amount_of,
+            metavar="SAT",
+            callback=least(1),
+            help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]",
+        ),
     ] = None,
     to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
     wallet: WalletOption = None,
@@ -89,8 +105,26 @@ def close(
             )
 
 
+def _confirm(record: ChannelRecord, *, yes: bool, as_json: bool) -> None:
+    """Ask before a channel with an address for real coins is forgotten: late coins there would go unseen.
+
+    Raises:
+        ValueError: no terminal to ask at, and no --yes.
+    """
+    if yes or record.network.value != "live":
+        return
+    question = f"coins that still come to {record.funding_address} will be seen by no command, since {record.name} is forgotten"
+    if as_json or not sys.stdin.isatty():
+        msg = f"{question}: --yes confirms it where there is no terminal to ask at"
+        raise ValueError(msg)
+    typer.confirm(f"{question}. Go on?", abort=True)
+
+
 def forget(
     names: Annotated[list[str], typer.Argument(help="Channels as in `paychan channel list`.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a channel of the network live is forgotten.")
+    ] = False,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
     electrum: ElectrumOption = "",
@@ -117,10 +151,15 @@ def forget(
 
                 asyncio.run(look_at(source, payer, name))
             with payer.channel(name) as channel:
+                _confirm(channel.record, yes=yes, as_json=as_json)
                 address = channel.address
                 path = channel.forget(chain_was_asked=source.given)
             kept.append({"name": name, "file": str(path)})
             if not as_json:
-                say(f"Forgot {name}. Its key is kept in {path}, in case coins still arrive at {address}.")
+                say(
+                    f"Forgot {name}. Its key and all else of it are kept in {path}, and in each later backup, in case "
+                    f"coins still arrive at {address}. `paychan channel key {name}` shows the key; the file, moved back "
+                    f"to {payer.wallet.directory}, is a channel again."
+                )
         if as_json:
             show_json(kept)

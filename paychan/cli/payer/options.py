@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import typer
 
 from paychan.cli.terminal import keep_option, warn
 from paychan.shared.places import wallet_place
+from paychan.shared.wording import sat
 
 
 def _noted(context: typer.Context, parameter: typer.CallbackParam, wallet: Path | None) -> Path | None:
@@ -29,6 +32,36 @@ def note_place(wallet: Path | None) -> None:
         note = "" if wallet else wallet_place().note
         if note:
             warn(f"paychan: {note}")
+
+
+_DIGITS = re.compile(r"-?[0-9]+(?:_[0-9]+)*|-?[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
+"""A whole number as people write it: 1000, 1,000 as this program prints it, or 1_000 as Python has it."""
+
+
+def amount_of(text: str | int) -> int:
+    """Return the amount in satoshi that a text of the command line means.
+
+    Raises:
+        typer.BadParameter: not a whole number, such as 1.5 or 1,00.
+    """
+    if isinstance(text, int):  # a default
+        return text
+    if _DIGITS.fullmatch(text.strip()) is None:
+        msg = f"{text!r} is not a whole number of satoshi, such as 1000, 1,000 or 1_000"
+        raise typer.BadParameter(msg)
+    return int(text.replace(",", "").replace("_", ""))
+
+
+def least(smallest: int) -> Callable[[int | None], int | None]:
+    """Return a check of an option's amount, which must be at least this one."""
+
+    def check(amount: int | None) -> int | None:
+        if amount is not None and amount < smallest:
+            msg = f"got {sat(amount)}, want at least {sat(smallest)}"
+            raise typer.BadParameter(msg)
+        return amount
+
+    return check
 
 
 NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
@@ -69,7 +102,11 @@ ToOption = Annotated[str, typer.Option("--to", help="Address for the refund. \\[
 MaxFeeOption = Annotated[
     int | None,
     typer.Option(
-        "--max-fee", min=1, help="Highest fee in satoshi. \\[default: 10 % of the refunded amount, and 200 per byte]"
+        "--max-fee",
+        parser=amount_of,
+        metavar="SAT",
+        callback=least(1),
+        help="Highest fee in satoshi. \\[default: 10 % of the refunded amount, and 200 per byte]",
     ),
 ]
 TransactionOption = Annotated[

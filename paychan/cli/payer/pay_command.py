@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paychan.cli.payer.options import NameArgument, WalletOption, examples
-from paychan.cli.terminal import JsonOption, err, fail
-from paychan.shared.wording import sat
+from paychan.cli.payer.options import NameArgument, WalletOption, amount_of, examples, least
+from paychan.cli.terminal import JsonOption, err, fail, warn
+from paychan.shared.wording import counted, sat
 
 if TYPE_CHECKING:
     from paychan.client import Channel, Limits
@@ -24,26 +24,61 @@ EXAMPLES = examples(
 )
 
 
+_LIMIT_SAT = 1_000_000
+
+_TELL_SECONDS = 5.0
+"""Time between two lines about a long series, where no terminal shows a bar."""
+
+
+def _once_at_least(times: int | None) -> int | None:
+    if times is not None and times < 1:
+        msg = f"got {times:,} payments, want at least 1"
+        raise typer.BadParameter(msg)
+    return times
+
+
 def pay(
     name: NameArgument,
-    amount: Annotated[int | None, typer.Argument(metavar="SAT", help="Satoshi to pay.", show_default=False)] = None,
+    amount: Annotated[
+        int | None,
+        typer.Argument(parser=amount_of, metavar="SAT", help="Satoshi to pay.", show_default=False),
+    ] = None,
     times: Annotated[
-        int | None, typer.Option(min=1, help="Number of payments. \\[default: one; with --every until Ctrl-C]")
+        int | None,
+        typer.Option(
+            parser=amount_of,
+            metavar="NUMBER",
+            callback=_once_at_least,
+            help="Number of payments. \\[default: one; with --every until Ctrl-C or --total]",
+        ),
     ] = None,
     every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Pause between two payments.")] = 0.0,
     drain: Annotated[
         bool, typer.Option("--drain", help="Pay all that is left, and so close the channel; asks before.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --drain.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --drain, or above --total.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
     data: Annotated[str, typer.Option(help="Text for the application behind the server (version 2).")] = "",
-    limit: Annotated[int, typer.Option(help="Largest single payment in satoshi, --drain included.")] = 1_000_000,
+    limit: Annotated[
+        int,
+        typer.Option(parser=amount_of, metavar="SAT", help="Largest single payment in satoshi, --drain included."),
+    ] = _LIMIT_SAT,
+    total: Annotated[
+        int | None,
+        typer.Option(
+            parser=amount_of,
+            metavar="SAT",
+            callback=least(1),
+            help="Most to pay in all, in satoshi, with --times or --every. \\[default: as --limit]",
+        ),
+    ] = None,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pay over an open channel: an amount, once or often; all that is left; or the last payment again.
 
-    An earlier payment without an answer is finished first, paid once, and named.
+    An earlier payment without an answer is finished first, paid once, and named. Exit status 3 means that the payment
+    counted, but less of it than was paid: don't repeat it.
     """
     from paychan.cli.payer.terminal import exit_on_error, show_receipt
     from paychan.client import Limits, Payer
@@ -59,7 +94,10 @@ def pay(
             elif drain or (times in (None, 1) and not every):
                 show_receipt(channel, channel.pay(amount or 0, drain=drain, application_data=data), as_json)
             else:
-                _pay_many(channel, amount or 0, times or channel.left_sat, every, data, as_json)
+                times = _number(
+                    channel, amount or 0, times, limit if total is None else total, yes=yes, as_json=as_json
+                )
+                _pay_many(channel, amount or 0, times, every, data, as_json)
 
 
 def _check(amount: int | None, *, drain: bool, resume: bool, repeats: bool, data: str) -> None:
@@ -100,10 +138,36 @@ def _confirm(channel: Channel, limits: Limits, *, yes: bool, as_json: bool) -> N
     typer.confirm(f"{question}. Go on?", abort=True)
 
 
-def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str, as_json: bool) -> None:
-    """Pay repeatedly, with a progress bar and the rate.
+def _number(channel: Channel, amount: int, times: int | None, total: int, *, yes: bool, as_json: bool) -> int:
+    """Return how many payments a series has. Without --times it ends at --total.
 
-    After Ctrl-C, a message shows how to complete pending payments.
+    Raises:
+        ValueError: --times of the amount are more than --total, and neither a terminal nor --yes confirms it.
+        AmountTooSmall: the amount is not positive.
+        InsufficientFunds: they are more than is left.
+    """
+    from paychan.client import AmountTooSmall, InsufficientFunds
+
+    if amount <= 0:
+        raise AmountTooSmall(got_sat=amount, need_sat=1)
+    if times is None:
+        return channel.left_sat // amount if yes else max(1, total // amount)
+    in_all, left = amount * times, channel.record.agreed_sat
+    if in_all > left:
+        raise InsufficientFunds(want_sat=in_all, left_sat=left)
+    if in_all > total and not yes:
+        question = f"{times:,} times {sat(amount)} are {sat(in_all)} in all, and --total is {sat(total)}"
+        if as_json or not sys.stdin.isatty():
+            msg = f"{question}: --total {in_all} allows it, and so does --yes"
+            raise ValueError(msg)
+        typer.confirm(f"{question}. Go on?", abort=True)
+    return times
+
+
+def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str, as_json: bool) -> None:
+    """Pay repeatedly, with a progress bar and the rate; without a terminal, with a line every few seconds.
+
+    After Ctrl-C, a message says what the wallet has as acknowledged, and how to complete pending payments.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -116,20 +180,38 @@ def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str
         TextColumn("{task.fields[rate]:.0f} payments/s"),
         TimeElapsedColumn(),
     )
-    begun, done = time.monotonic(), 0
-    with Progress(*columns, console=err, transient=True, disable=as_json) as progress:
+    begun, signed_before = time.monotonic(), channel.record.paid_sat
+    tell_at = begun + _TELL_SECONDS
+    in_lines = not as_json and not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=as_json or in_lines) as progress:
         task = progress.add_task("", total=times, rate=0.0)
 
         def show_progress(payments: int) -> None:
-            nonlocal done
-            done = payments
-            progress.update(task, completed=done, rate=done / (time.monotonic() - begun))
+            nonlocal tell_at
+            now = time.monotonic()
+            rate = payments / max(now - begun, 0.001)
+            progress.update(task, completed=payments, rate=rate)
+            if in_lines and now >= tell_at:
+                warn(f"Paying: {payments:,} of {times:,} payments, {sat(payments * amount)}, {rate:,.0f} payments/s")
+                tell_at = now + _TELL_SECONDS
 
         try:
             receipt = channel.pay_many(amount, times, every_seconds=every, application_data=data, watcher=show_progress)
         except KeyboardInterrupt:
             progress.stop()
-            under_way = channel.record.pending_sat // max(1, amount)
-            rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} pending ones."
-            fail(f"stopped after {done} payments{f'. {rest}' if under_way else ', all of them acknowledged.'}", 130)
+            fail(_stopped(channel, signed_before, amount), 130)
     show_receipt(channel, receipt, as_json, payments=times, seconds=round(time.monotonic() - begun, 3))
+
+
+def _stopped(channel: Channel, signed_before: int, amount: int) -> str:
+    """Say what a series paid until Ctrl-C, as `channel status` counts it: acknowledged, and signed beyond that."""
+    record = channel.record
+    pending = record.pending_sat
+    paid = max(0, record.paid_sat - pending - signed_before)
+    text = f"stopped after {counted(paid // amount, 'acknowledged payment')}, {sat(paid)}"
+    if pending:
+        text += (
+            f". {counted(pending // amount, 'payment')} more, {sat(pending)}, may be paid already: "
+            f"`paychan channel pay {channel.name} --resume` completes them, once"
+        )
+    return f"{text}. In all, the server acknowledged {sat(record.paid_sat - pending)}"

@@ -16,6 +16,7 @@ from paychan.client import (
     AmbiguousName,
     Channel,
     ChannelConflict,
+    ChannelForgotten,
     ChannelGone,
     ChannelInUse,
     ChannelMoving,
@@ -49,14 +50,21 @@ from paychan.client import (
     ValueUnchecked,
     WouldTakeBack,
     WrongState,
+    WrongUrl,
 )
 from paychan.client.transport.answers import printable
 from paychan.protocol.errors import PaychanError
 from paychan.shared.layout import Cell, Column
-from paychan.shared.wording import moment, relative, sat
+from paychan.shared.wording import grouped, moment, relative, sat
 
 Facts: TypeAlias = dict[str, Any]
 
+
+COUNTED_STATUS = 3
+"""Exit status after a payment that counted, but less of it than was paid."""
+
+_CODES: dict[type[Exception], str] = {ValueError: "wrong_value", KeyError: "wrong_value"}
+"""Codes of failures that have none of their own."""
 
 _EXAMPLE_SAT = 1000
 """Amount of a payment in the command for the next step."""
@@ -86,11 +94,13 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
         "or with --value SAT --unchecked instead."
     ),
     ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
+    WrongUrl: "",
     TermsUnacceptable: "`paychan channel new --help` shows the options that change the accepted terms.",
     OverLimit: "--limit raises it.",
     OverBudget: "--max SAT is the highest price, --max-day SAT the highest sum of a day.",
     NoChannel: "--open opens one.",
     AmbiguousName: "Give more of its characters.",
+    ChannelForgotten: "`paychan channel key {name}` shows its key all the same.",
     NoSuchChannel: "`paychan channel list` shows the names.",
     ChannelInUse: "Wait until the other command ends.",
     DamagedBackup: "Use another backup, and keep this file: it may hold the only copy of a key.",
@@ -133,19 +143,25 @@ def exit_on_error(as_json: bool, name: str = "", *, again: str = "") -> Iterator
     except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
         if as_json:
             show_json(({"name": name} if name else {}) | problem(error))
-            raise typer.Exit(1) from None
+            raise typer.Exit(_status(error)) from None
         step = advice(error, name)
         if isinstance(error, Unreachable | ServerFailed) and again:
             step = f"`{again}` continues, and pays once."
         sentence = str(error).rstrip(".")
         stop = "" if sentence.endswith("?") else "."
-        fail(f"{sentence}{stop} {step}".strip())
+        fail(f"{sentence}{stop} {step}".strip(), _status(error))
+
+
+def _status(error: Exception) -> int:
+    """Exit status of a failure: a payment that counted must not be repeated, as one that failed may be."""
+    return COUNTED_STATUS if isinstance(error, CountedLess) else 1
 
 
 def problem(error: Exception) -> Facts:
-    """The JSON of a failure."""
-    code = getattr(error, "code", "") or type(error).__name__
-    return {"code": code, "error": str(error), **getattr(error, "fields", {})}
+    """The JSON of a failure. `payment_counted` says that the server took the payment all the same."""
+    code = getattr(error, "code", "") or _CODES.get(type(error), "failed")
+    counted = {"payment_counted": True} if isinstance(error, CountedLess) else {}
+    return {"code": code, "error": grouped(str(error)), **getattr(error, "fields", {}), **counted}
 
 
 def problem_facts(name: str, error: Exception) -> Facts:
@@ -158,6 +174,8 @@ def advice(error: Exception, name: str) -> str:
     step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
     if isinstance(error, WrongState):
         step = _BY_STATE.get(error.fields["state"], "`paychan channel list` shows the state.")
+    if isinstance(error, ChannelForgotten):
+        name = error.fields["name"]
     if not name and "{name}" in step:
         step = "Is the server running?" if isinstance(error, Unreachable) else ""
     if name and getattr(error, "code", "") == "not_economical":
@@ -282,7 +300,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
     show_panel(
         f"Channel {channel.name}",
         ("Earlier", _earlier(receipt)),
-        ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
+        ("Paid", paid if payments == 1 else f"{payments:,} times {paid}, {payments / seconds:,.0f} payments/s"),
         ("In all", sat(receipt.total_paid_sat)),
         ("Left", sat(receipt.left_sat)),
         ("Restored", _restored(receipt)),

@@ -24,11 +24,11 @@ from paychan.client.backup import (
     write_backup,
 )
 from paychan.client.seed import Seed, seed_of_words
-from paychan.client.wallet import Wallet
+from paychan.client.wallet import FORGOTTEN, Wallet
 from paychan.protocol.types import Network
 from paychan.shared.layout import numbered
 from paychan.shared.ownpage import own_page
-from paychan.shared.wording import moment
+from paychan.shared.wording import counted, moment
 from paychan.shared.words import WORD_COUNTS, WrongWords
 
 
@@ -42,9 +42,11 @@ def back_up(directory: Path | None, to: Path, as_json: bool) -> None:
     write_backup(taken, path)
     missing = [problem_facts(name, error) for name, error in problems.items()]
     if as_json:
-        show_json({"file": str(path), "channels": len(taken.channels), "missing": missing})
+        forgotten = len(taken.forgotten or ())
+        show_json({"file": str(path), "channels": len(taken.channels), "forgotten": forgotten, "missing": missing})
     else:
-        say(f"Wrote {len(taken.channels)} channels to {path}. Keep it secret: it holds all keys.")
+        number = _number(len(taken.channels), len(taken.forgotten or ()))
+        say(f"Wrote {number} to {path}. Keep it secret: it holds all keys.")
         for name, error in problems.items():
             warn(f"{name} is not in it: {error}.")
     if problems:
@@ -63,7 +65,7 @@ def restore_words(directory: Path | None, words_file: Path | None, as_json: bool
     words, wallet = ask_words(words_file), Wallet(directory)
     restore_seed(wallet, seed_of_words(words))
     if as_json:
-        show_json({"directory": str(wallet.directory), "written": [], "kept": [], "replaced": []})
+        show_json({"directory": str(wallet.directory), "written": [], "kept": [], "forgotten": [], "replaced": []})
         return
     show_facts(
         f"Wallet {wallet.directory}",
@@ -83,20 +85,24 @@ def check_wallet(directory: Path | None, source: Path | None, words: list[str] |
     if words is not None and wallet.seed.read().entropy != seed_of_words(words).entropy:
         found.append(Finding("", "these are not the words of this wallet's seed"))
     random = without_words(wallet.read_all()[0])
+    wrong = any(not each.is_note for each in found)
+    forgotten = sum(1 for _ in (wallet.directory / FORGOTTEN).glob("[!.]*.json"))
     if as_json:
-        problems = [{"name": each.name, "error": each.text} for each in found]
-        shown = {"problems": problems, "without_words": random, "channels": len(wallet.names())}
+        problems = [{"name": each.name, "error": each.text} for each in found if not each.is_note]
+        notes = [{"name": each.name, "note": each.text} for each in found if each.is_note]
+        counts = {"channels": len(wallet.names()), "forgotten": forgotten}
+        shown = {"problems": problems, "notes": notes, "without_words": random, **counts}
         show_json(shown | ({} if chosen is None else {"backup": str(chosen.path), "skipped": _skipped(chosen)}))
     else:
         if chosen is not None:
             say(f"Compared with {chosen.path}, written at {moment(chosen.backup.created_at)}.")
         for each in found:
-            warn(f"{each.name or 'wallet'}  {each.text}")
+            warn(f"{each.name or 'wallet'}  {each.text.rstrip('.')}.")
         if random:
             say(f"No words give the keys of these channels, which are of an earlier version: {', '.join(random)}")
-        if not found:
-            say(f"{len(wallet.names())} channels in {wallet.directory}: no problem found.")
-    if found:
+        if not wrong:
+            say(f"{_number(len(wallet.names()), forgotten)} in {wallet.directory}: no problem found.")
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -112,9 +118,17 @@ def show_words(directory: Path | None, words_file: Path | None) -> None:
         warn(f"Not covered by the words, but by a backup: {', '.join(random)}.")
 
 
-def show_descriptor(directory: Path | None, network: str) -> None:
-    """Print the private descriptor of all addresses for change, alone on a line."""
+def show_descriptor(directory: Path | None, network: str, *, yes: bool) -> None:
+    """Print the private descriptor of all addresses for change, alone on a line; ask before, unless `yes`."""
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            fail("the descriptor gives access to all keys, and this is no terminal to ask at: --yes prints it")
+        typer.confirm("The descriptor gives access to all keys of this wallet. Print it now?", abort=True)
     out.print(Wallet(directory).seed.read().descriptor(Network(network)), markup=False, soft_wrap=True)
+
+
+def _number(channels: int, forgotten: int) -> str:
+    return counted(channels, "channel") + f" and {counted(forgotten, 'forgotten one')}" * bool(forgotten)
 
 
 def _skipped(chosen: Chosen) -> list[Facts]:
@@ -130,7 +144,7 @@ def _warn_of_skipped(chosen: Chosen, as_json: bool) -> None:
 
 def _show_restored(chosen: Chosen, wallet: Wallet, done: Restored, as_json: bool) -> None:
     if as_json:
-        names = {"written": done.written, "kept": done.kept, "replaced": done.replaced}
+        names = {each: getattr(done, each) for each in ("written", "kept", "forgotten", "replaced")}
         show_json({"file": str(chosen.path), "directory": str(wallet.directory), **names, "skipped": _skipped(chosen)})
         return
     first = next(iter((*done.written, *done.replaced, *done.kept)), "")
@@ -139,7 +153,8 @@ def _show_restored(chosen: Chosen, wallet: Wallet, done: Restored, as_json: bool
         ("From", whole(chosen.path)),
         ("Restored", ", ".join(done.written)),
         ("Replaced", ", ".join(done.replaced)),
-        ("As new", ", ".join(done.kept)),
+        ("Forgotten", ", ".join(done.forgotten)),
+        ("Unchanged", ", ".join(done.kept) + "; the wallet knew them as the backup does, or better" * bool(done.kept)),
         ("Next", command("channel", "status", first) if first else command("wallet", "check")),
     )
 

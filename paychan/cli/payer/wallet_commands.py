@@ -122,7 +122,7 @@ def check(
     epilog=examples(
         "paychan wallet words",
         "paychan wallet words --words-file /media/usb/words",
-        "paychan wallet words --descriptor   (for `importdescriptors` of Bitcoin Core)",
+        "paychan wallet words --descriptor   (for `importdescriptors` of Bitcoin Core; asks before)",
     )
 )
 def words(
@@ -132,6 +132,7 @@ def words(
     descriptor: Annotated[
         bool, typer.Option("--descriptor", help="Print the private descriptor of all addresses for change instead.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Print the descriptor without a question.")] = False,
     network: Annotated[
         Literal["live", "test", "regtest"], typer.Option(help="Bitcoin network of the descriptor.")
     ] = "live",
@@ -143,6 +144,6 @@ def words(
 
     with exit_on_error(as_json=False):
         if descriptor:
-            show_descriptor(wallet, network)
+            show_descriptor(wallet, network, yes=yes)
         else:
             show_words(wallet, words_file)

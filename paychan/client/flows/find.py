@@ -18,6 +18,7 @@ from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.effects import Flow, Retry
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.types import Network
+from paychan.shared.urls import is_loopback
 
 T = TypeVar("T")
 
@@ -67,14 +68,18 @@ def least_sat(record: ChannelRecord, room_sat: int, amount_sat: int) -> int:
 
 
 def same_server(one: str, other: str) -> bool:
-    """Compare two base URLs: scheme and host in any case, the port also if it is the scheme's own, and the path."""
+    """Compare two base URLs: scheme and host in any case, the port also if it is the scheme's own, and the path.
+
+    All names of this machine itself are one host, such as localhost and 127.0.0.1.
+    """
     return _server(one) == _server(other)
 
 
 def _server(url: str) -> tuple[str, str, int | None, str]:
     parts = urlsplit(url)
     port = parts.port or _PORTS.get(parts.scheme)
-    return parts.scheme, (parts.hostname or "").rstrip("."), port, parts.path.rstrip("/")
+    host = (parts.hostname or "").rstrip(".")
+    return parts.scheme, "localhost" if is_loopback(host) else host, port, parts.path.rstrip("/")
 
 
 def find(

@@ -181,7 +181,7 @@ def _check_settlement(record: ChannelRecord, transaction: CTransaction, value: S
             what="script that the channel moved to", got=script.hex()[:70], want=record.terms.funding_script.hex()
         )
     if not 0 < value <= record.agreed_sat:
-        want = f"1 to {record.agreed_sat}"
+        want = f"1 to {record.agreed_sat:,}"
         raise ServerMisbehaved(what="value that the channel moved with", got=value, want=want)
     if not signed_by_us(record, transaction, 0, value, script):
         raise ServerMisbehaved(what="payment in the move", got=f"change of {value} sat", want="a signed payment")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from coincurve import PrivateKey
@@ -83,8 +82,6 @@ def _agree_on(wanted: ChannelRequest, limits: Limits, patience: Patience) -> Flo
     if wanted.movable and wanted.version == 1:
         raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
     client_key = wanted.key.public_key.format()
-    if not math.isfinite(wanted.hours):
-        raise TermsUnacceptable(what="hours of paying", got=wanted.hours, want="a number")
     expiry = check_expiry(
         int(wanted.now + wanted.hours * HOUR + _GUESS_SECONDS) if wanted.expires is None else wanted.expires
     )
@@ -138,8 +135,8 @@ def _meant(wanted: ChannelRequest, agreed: Agreement) -> Sat:
     if not wanted.amount_sat:
         return Sat(least if wanted.room_sat else 0)
     if wanted.amount_sat < least:
-        more = f" + {wanted.room_sat} to pay" if wanted.room_sat else ""
-        want = f"at least {least}: {agreed.open_price_sat} to open + {agreed.dust_sat} that must stay{more}"
+        more = f" + {wanted.room_sat:,} to pay" if wanted.room_sat else ""
+        want = f"at least {least:,}: {agreed.open_price_sat:,} to open + {agreed.dust_sat:,} that must stay{more}"
         raise TermsUnacceptable(what="amount to fund in satoshi", got=wanted.amount_sat, want=want)
     return Sat(wanted.amount_sat)
 

@@ -12,7 +12,15 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from paychan.client.amounts import whole
-from paychan.client.errors import Refused, TermsUnacceptable, Unacknowledged, Unreachable, WrongState
+from paychan.client.errors import (
+    AmountTooSmall,
+    Refused,
+    TermsUnacceptable,
+    Unacknowledged,
+    Unreachable,
+    WrongState,
+    WrongValue,
+)
 from paychan.client.flows import close as closing
 from paychan.client.flows.follow import ask_channel
 from paychan.client.flows.verdict import need, refuse, result_of
@@ -65,7 +73,7 @@ def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, 
     if not again:
         amount = record.open_price_sat if amount_sat is None else amount_sat
         if amount < record.open_price_sat:
-            want = f"at least {record.open_price_sat}"
+            want = f"at least {record.open_price_sat:,}"
             raise TermsUnacceptable(what="opening payment in satoshi", got=amount, want=want)
         record = _signed(record, next_change(record, amount, limits, drain=amount == record.funding_sat))
         yield Save(record)
@@ -119,7 +127,8 @@ def pay(
     Raises:
         InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: see `spend.next_change`.
         WrongNumber: the amount is not a whole number.
-        ValueError: the amount is not positive, or there is one beside `drain`.
+        AmountTooSmall: the amount is not positive.
+        WrongValue: there is an amount beside `drain`.
     """
     amount_sat = whole(amount_sat, "amount_sat")
     record, earlier = yield from finish_earlier(record, amount_sat, limits, patience, drain=drain)
@@ -152,11 +161,10 @@ def finish_earlier(
     """
     need(record, State.OPEN)
     if drain and amount_sat:
-        msg = f"got both {amount_sat} sat and drain, which pays everything that is left: want one of them"
-        raise ValueError(msg)
+        both = f"{amount_sat} sat and drain, which pays everything that is left"
+        raise WrongValue(what="payment", got=both, want="one of them")
     if amount_sat <= 0 and not drain:
-        msg = f"payment of {amount_sat} sat: want at least 1 sat"
-        raise ValueError(msg)
+        raise AmountTooSmall(got_sat=amount_sat, need_sat=1)
     if not record.unacknowledged or record.refused:
         return record, None
     next_change(_replace(record, acknowledged_sat=record.signed_sat), amount_sat, limits, drain=drain)

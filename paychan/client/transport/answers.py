@@ -123,5 +123,5 @@ def settlement_txid(result: PaymentResult, *, may_wait: bool = False) -> str:
 
 def _either(values: Collection[int]) -> str:
     if isinstance(values, range):
-        return f"{values[0]} to {values[-1]}"
-    return " or ".join(map(str, sorted(values)))
+        return f"{values[0]:,} to {values[-1]:,}"
+    return " or ".join(f"{value:,}" for value in sorted(values))
