@@ -133,7 +133,7 @@ def check_url(url: str) -> str:
 
 
 def meant_url(text: str) -> str:
-    """Return the base URL that a text without a scheme probably means; "" if it can't be told.
+    """Return the base URL that a text without a scheme probably means; "" without a guess.
 
     A host of this machine, or one with a port, is spoken to by http; another one by https.
     """

@@ -126,7 +126,7 @@ def test_an_older_backup_that_heals_is_no_problem(liar: Liar, place: Path, tmp_p
 
 
 def test_a_channel_for_real_coins_is_forgotten_after_a_question(liar: Liar, place: Path) -> None:
-    """Where nobody can answer, --yes must be given; the file stays in the list until then."""
+    """Without a terminal, the caller gives --yes; the file stays in the list until then."""
     made = run_json("new", liar.url, "--hours", 100)["name"]
     path = place / f"{made}.json"
     record = Wallet(place).read(made)

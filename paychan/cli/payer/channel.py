@@ -43,6 +43,22 @@ MovableOption = Annotated[
 ]
 
 
+AmountOption = Annotated[
+    int,
+    typer.Option(
+        parser=amount_of,
+        metavar="SAT",
+        callback=least(0),
+        show_default=False,
+        help="Amount to fund, in satoshi. \\[default: the smallest]",
+    ),
+]
+FirstPaymentOption = Annotated[
+    int | None,
+    typer.Option(parser=amount_of, metavar="SAT", help="First payment in satoshi. \\[default: the open price]"),
+]
+
+
 @app.command(
     epilog=examples(
         "paychan channel new https://shop.example --amount 500000",
@@ -58,16 +74,7 @@ def new(
     expires: Annotated[
         int | None, typer.Option(help="Unix time at which the channel ends and a refund becomes possible.")
     ] = None,
-    amount: Annotated[
-        int,
-        typer.Option(
-            parser=amount_of,
-            metavar="SAT",
-            callback=least(0),
-            show_default=False,
-            help="Amount to fund, in satoshi. \\[default: the smallest]",
-        ),
-    ] = 0,
+    amount: AmountOption = 0,
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for the unspent rest. \\[default: the channel's own key]")
     ] = "",
@@ -80,10 +87,7 @@ def new(
     max_open_price: Annotated[
         int, typer.Option(parser=amount_of, metavar="SAT", help="Largest open price to accept, in satoshi.")
     ] = 250_000,
-    pay: Annotated[
-        int | None,
-        typer.Option(parser=amount_of, metavar="SAT", help="First payment in satoshi. \\[default: the open price]"),
-    ] = None,
+    pay: FirstPaymentOption = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the funding, then open.")] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Use the funding that a debug server derives.")] = False,
     wallet: WalletOption = None,
@@ -159,10 +163,7 @@ def open_(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Use the value that you give, even if server or chain show another.")
     ] = False,
-    amount: Annotated[
-        int | None,
-        typer.Option(parser=amount_of, metavar="SAT", help="First payment in satoshi. \\[default: the open price]"),
-    ] = None,
+    amount: FirstPaymentOption = None,
     limit: Annotated[
         int, typer.Option(parser=amount_of, metavar="SAT", help="Largest first payment, in satoshi.")
     ] = _PAYMENT_LIMIT_SAT,

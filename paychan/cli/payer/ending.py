@@ -34,23 +34,25 @@ FORGET_EXAMPLES = examples(
 )
 
 
+FeeOption = Annotated[
+    int,
+    typer.Option(parser=amount_of, metavar="SAT", help="Fee in satoshi to offer for a faster settlement (version 2)."),
+]
+MostFeeOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=amount_of,
+        metavar="SAT",
+        callback=least(1),
+        help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]",
+    ),
+]
+
+
 def close(
     name: NameArgument,
-    fee: Annotated[
-        int,
-        typer.Option(
-            parser=amount_of, metavar="SAT", help="Fee in satoshi to offer for a faster settlement (version 2)."
-        ),
-    ] = 0,
-    max_fee: Annotated[
-        int | None,
-        typer.Option(
-            parser=amount_of,
-            metavar="SAT",
-            callback=least(1),
-            help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]",
-        ),
-    ] = None,
+    fee: FeeOption = 0,
+    max_fee: MostFeeOption = None,
     to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
     wallet: WalletOption = None,
     as_json: JsonOption = False,
@@ -120,11 +122,12 @@ def _confirm(record: ChannelRecord, *, yes: bool, as_json: bool) -> None:
     typer.confirm(f"{question}. Go on?", abort=True)
 
 
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before a channel of the network live is forgotten.")]
+
+
 def forget(
     names: Annotated[list[str], typer.Argument(help="Channels as in `paychan channel list`.")],
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before a channel of the network live is forgotten.")
-    ] = False,
+    yes: YesOption = False,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
     electrum: ElectrumOption = "",

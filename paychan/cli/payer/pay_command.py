@@ -37,21 +37,37 @@ def _once_at_least(times: int | None) -> int | None:
     return times
 
 
+TimesOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=amount_of,
+        metavar="NUMBER",
+        callback=_once_at_least,
+        help="Number of payments. \\[default: one; with --every until Ctrl-C or --total]",
+    ),
+]
+TotalOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=amount_of,
+        metavar="SAT",
+        callback=least(1),
+        help="Most to pay in all, in satoshi, with --times or --every. \\[default: as --limit]",
+    ),
+]
+LimitOption = Annotated[
+    int,
+    typer.Option(parser=amount_of, metavar="SAT", help="Largest single payment in satoshi, --drain included."),
+]
+
+
 def pay(
     name: NameArgument,
     amount: Annotated[
         int | None,
         typer.Argument(parser=amount_of, metavar="SAT", help="Satoshi to pay.", show_default=False),
     ] = None,
-    times: Annotated[
-        int | None,
-        typer.Option(
-            parser=amount_of,
-            metavar="NUMBER",
-            callback=_once_at_least,
-            help="Number of payments. \\[default: one; with --every until Ctrl-C or --total]",
-        ),
-    ] = None,
+    times: TimesOption = None,
     every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Pause between two payments.")] = 0.0,
     drain: Annotated[
         bool, typer.Option("--drain", help="Pay all that is left, and so close the channel; asks before.")
@@ -59,19 +75,8 @@ def pay(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --drain, or above --total.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
     data: Annotated[str, typer.Option(help="Text for the application behind the server (version 2).")] = "",
-    limit: Annotated[
-        int,
-        typer.Option(parser=amount_of, metavar="SAT", help="Largest single payment in satoshi, --drain included."),
-    ] = _LIMIT_SAT,
-    total: Annotated[
-        int | None,
-        typer.Option(
-            parser=amount_of,
-            metavar="SAT",
-            callback=least(1),
-            help="Most to pay in all, in satoshi, with --times or --every. \\[default: as --limit]",
-        ),
-    ] = None,
+    limit: LimitOption = _LIMIT_SAT,
+    total: TotalOption = None,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
