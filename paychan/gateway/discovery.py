@@ -190,7 +190,7 @@ def llms_text(prices: PriceList, terms: Offer, origin: str) -> str:
             f"- Channels are opened at <{terms.pay_url}> (network {terms.network}): at least "
             f"{terms.open_price_sat} satoshi, {terms.min_confirmations} confirmations."
         ),
-        "- Command line: `pip install paychan`, then `paychan pay --max SATOSHI URL`.",
+        "- Command line: `pip install paychan`, then `paychan pay --max SATOSHI URL`; `--open` opens a channel if there is none.",
         f"- [OpenAPI]({origin}{OPENAPI}): operations with prices",
         f"- [x402]({origin}{WELL_KNOWN}): offers",
         "",

@@ -77,7 +77,8 @@ paychan pay --max {amount} '{url}'</pre>
 <div class="pay">{code}<div><h2>Where a channel is opened</h2>
 <p><a href="{pay_url}" rel="nofollow noreferrer">{pay_url}</a></p>
 <p class="note">A payment channel on the Bitcoin network “{network}” pays any number of requests. It holds at least
-{open_price} satoshi and counts after {confirmations}. The money that you do not spend stays yours.</p></div></div>
+{open_price} satoshi and counts after {confirmations}. The money that you do not spend stays yours.
+<code>paychan pay --open</code> opens a channel if you have none.</p></div></div>
 <p class="note">Programs read this price in the headers PAYMENT-REQUIRED (x402) and WWW-Authenticate (MPP) of this answer.</p>
 </main></body></html>
 """
