@@ -9,11 +9,9 @@ import asyncio
 import contextlib
 import gc
 import os
-import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from pathlib import Path
 
 import structlog
 import uvloop
@@ -27,22 +25,18 @@ from actors.observing import Observers
 from actors.roles import Serving, Settling
 from paychan import termsfile
 from paychan.api.budgets.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
-from paychan.api.limits import BoundedServer
 from paychan.api.no_store import waiting_room
-from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
-from paychan.api.stream.handler import close_all
 from paychan.callback.outbox import Outbox
 from paychan.config import ServerConfig
 from paychan.config_checks import doubts
 from paychan.diskreserve import DiskReserve
+from paychan.listeners import listening
 from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
 from paychan.parts import StartError, make_application, make_chain, make_signer, make_state_dir, restored_messages
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat
-from paychan.running import Running, remove_running, write_running
-from paychan.shared.holders import cannot_listen
 from paychan.shared.stuck import end_when_stuck
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.rebuild import finish_rebuild, rebuild
@@ -54,8 +48,6 @@ from paychan.work import Work
 
 log = structlog.get_logger("server")
 
-_ANSWER_SECONDS = 10.0
-"""Longer than the default deadlines of signer and application, shorter than a service manager's stop timeout."""
 _EXIT_BROKEN = 3
 
 _STORE_BYTES = 1_000_000
@@ -123,7 +115,7 @@ async def _live(config: ServerConfig, source: str) -> bool:
         was_damaged = bool(store.damage.text)
         await work.first_look()
         _check_memory(service.memory, SERVE_BYTES)
-        async with _listening(service) as running:
+        async with listening(service, source) as running:
             gc.collect()
             # a payment leaves no cycles
             gc.set_threshold(5_000, 20, 20)
@@ -133,6 +125,7 @@ async def _live(config: ServerConfig, source: str) -> bool:
                 network=config.network_name,
                 url=running.url,
                 management=running.management_url,
+                **({"gateway": running.gateway_url} if running.gateway_url else {}),
                 state=str(config.state_dir),
             )
             try:
@@ -327,63 +320,6 @@ def _service(
         show_seconds=config.signer.show_seconds,
     )
     return Service(config, context, serving.registry, serving.opener, settling, descriptors, outbox, supervisor, memory)
-
-
-@contextlib.asynccontextmanager
-async def _listening(service: Service) -> AsyncIterator[Running]:
-    """Open both ports. At the end, refuse new connections first, then let running requests finish."""
-    config = service.config
-    public = public_server(service)
-    token = _new_token(config.management_token)
-    management = management_server(service, token)
-    try:
-        port = await _listen(public, config.http.listen, config.port, "http.port (or PORT)")
-        where = config.management
-        management_port = await _listen(management, where.listen, where.port, "management.port")
-        running = Running(os.getpid(), _local_url(config.http.listen, port), _local_url(where.listen, management_port))
-        try:
-            write_running(config.state_dir, running)
-        except OSError as error:
-            log.error("commands can't find this server", reason=error.strerror)  # noqa: TRY400
-        yield running
-    finally:
-        remove_running(config.state_dir)
-        for server in (public, management):
-            server.stop()
-            server.conn_params.no_keep_alive = True  # a connection closes after its current or its next request
-        service.streams.stop()
-        await service.registry.all_answered(_ANSWER_SECONDS)
-        await close_all(service)
-        for server in (public, management):
-            await server.close_all_connections()
-        await service.drop_requests()
-        config.management_token.unlink(missing_ok=True)
-
-
-async def _listen(server: BoundedServer, address: str, port: int, key: str) -> int:
-    try:
-        return await listen(server, address, port)
-    except OSError as error:
-        raise StartError(cannot_listen(error, address, port, key)) from error
-
-
-def _local_url(address: str, port: int) -> str:
-    """Return the URL under which this machine reaches a listener."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _new_token(path: Path) -> str:
-    """Write a fresh management token that only the server's user can read."""
-    token = secrets.token_hex(32)
-    path.unlink(missing_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token)
-    except OSError as error:  # a full disk: the server runs on, but commands that change something have no token
-        log.error("no management token", file=str(path), reason=error.strerror)  # noqa: TRY400
-    return token
 
 
 def _die(error: BaseException) -> None:

@@ -16,6 +16,7 @@ class Running(Struct, frozen=True):
     pid: int
     url: str
     management_url: str
+    gateway_url: str = ""
 
 
 def write_running(state_dir: Path, running: Running) -> None:

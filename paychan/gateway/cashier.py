@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -17,7 +17,7 @@ from paychan.gateway.charging import Charged, Charges, shown_state
 from paychan.protocol.channel import Channel
 from paychan.protocol.errors import ChannelClosing, PaychanError, UnknownChannel, ValueBackwards
 from paychan.protocol.request_id import content_id, derived_id, idempotency_key, named_id
-from paychan.protocol.types import UnixTime
+from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import CreditTooLow, PaymentUnsupported, TwoPayments
 from paychan.protocol.wire import mpp, mpp_outcomes, x402, x402_json, x402_outcomes
 from paychan.protocol.wire.offers import Action, ChannelState, Close, Offer, Open, Settled
@@ -83,8 +83,12 @@ class Cashier:
         self._secrets = tuple(hmac_secrets)
         self._clock = clock
 
-    async def pay(self, asked: Asked, offer: Offer) -> Paid | Refusal | Closed:
-        """Charge a request with the offer's amount to the channel of its payment; `brings_payment` says it has one."""
+    async def pay(self, asked: Asked, offer: Offer, total_sat: Sat | None = None) -> Paid | Refusal | Closed:
+        """Charge a request to the channel of its payment; `brings_payment` says that it has one.
+
+        The sum is the offer's amount, or `total_sat`: 0 books the payment alone, as credit for an answer under way.
+        """
+        total_sat = offer.amount_sat if total_sat is None else total_sat
         try:
             paper = self._paper(asked, offer)
         except PaychanError as error:
@@ -103,7 +107,7 @@ class Cashier:
             closed = await self.charges.close(voucher.channel, voucher.payment)
             return Refusal(closed, paper.way) if isinstance(closed, PaychanError) else Closed(closed)
         request = request_id(asked, paper)
-        charged = await self.charges.charge(voucher.channel, request, offer.amount_sat, voucher.payment)
+        charged = await self.charges.charge(voucher.channel, request, total_sat, voucher.payment)
         if isinstance(charged, PaychanError):
             return await self._refusal(charged, paper)
         return Paid(paper, charged)
@@ -140,6 +144,11 @@ class Cashier:
             return x402_json.RESPONSE_HEADER, x402_json.encode_header(response)
         receipt = mpp_outcomes.Receipt(settled, paid.paper.challenge_id, self._clock())
         return mpp_outcomes.RECEIPT_HEADER, mpp_outcomes.receipt_header(receipt)
+
+    def receipt_json(self, paid: Paid, charged: Charged) -> dict[str, Any]:
+        """Return the receipt that ends an event stream."""
+        settled = Settled(shown_state(charged.channel, proof=False), charged.charged_sat)
+        return mpp_outcomes.receipt_json(mpp_outcomes.Receipt(settled, paid.paper.challenge_id, self._clock()))
 
 
 def brings_payment(fields: Fields) -> bool:

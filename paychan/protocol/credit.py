@@ -64,7 +64,7 @@ def charge(channel: Channel, command: Charge, view: View, verifier: PaymentVerif
     known = find_delivery(channel, command.request)
     extra_sat = Sat(command.total_sat - (known.charged_sat if known else 0))
     deliveries = _after(channel.deliveries, command.done, view.now)
-    if extra_sat <= 0 and known is not None:
+    if extra_sat <= 0:
         return paid
     if paid.channel.credit_sat < extra_sat:
         return Rejected(CreditTooLow(got_sat=paid.channel.credit_sat, need_sat=extra_sat))

@@ -6,7 +6,7 @@ Parsers of `wire/x402.py` and `wire/mpp.py` raise them on both sides: a server a
 
 from __future__ import annotations
 
-from paychan.protocol.errors import BadRequest, NotFound, Unavailable, Unpaid
+from paychan.protocol.errors import BadRequest, Conflict, Failed, NotFound, Unavailable, Unpaid
 
 
 class MalformedPayment(Unpaid):
@@ -49,6 +49,15 @@ class CreditTooLow(Unpaid):
 
 class TooManyDeliveries(Unavailable):
     code, text = "too_many_deliveries", "too many requests of this channel are under way: got {got}, limit {limit}"
+
+
+class RequestUnderWay(Conflict):
+    code, text = "request_under_way", "the same paid request is being answered; send it again later"
+
+
+class UpstreamFailed(Failed):
+    code, http_status = "upstream_failed", 502
+    text = "the service behind this gateway gave no answer, nothing was charged; send the request again"
 
 
 class UnknownDelivery(NotFound):

@@ -48,6 +48,7 @@ SPECIAL = {
     "misdirected": 421,
     "cross_site": 403,
     "too_many_bad_signatures": 429,
+    "upstream_failed": 502,
 }
 
 each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)

@@ -48,6 +48,8 @@ class Descriptors(Struct, frozen=True):
     reserved: int
     management: int
     clients: int
+    gateway: int = 0
+    """Connections of the gateway's clients; each may have one to an upstream, too."""
 
 
 def raise_limit() -> int:
@@ -75,4 +77,6 @@ def divide(limit: int, config: ServerConfig) -> Descriptors:
             f"this process may open {limit} files, and needs at least {need}. Raise the limit (ulimit -Hn, LimitNOFILE)"
         )
         raise TooFewDescriptors(msg)
+    if config.gateway.is_on:
+        return Descriptors(limit, reserved, _MANAGEMENT, clients - clients // 2, clients // 2)
     return Descriptors(limit, reserved, _MANAGEMENT, clients)

@@ -1,0 +1,75 @@
+"""Headers on their way through the gateway, in both directions.
+
+RFC 9110, 7.6.1: "Intermediaries are required to remove or replace" the fields that hold for one connection. Payment
+fields end here as well: the upstream sees no payment, and the payer sees no payment answer but the gateway's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from paychan.gateway.cashier import is_payment
+from paychan.gateway.charging import Charged
+from paychan.gateway.saidprice import OVERRIDES_HEADER, PRICE_HEADER
+
+CHANNEL_HEADER, CHARGED_HEADER, CREDIT_HEADER = "X-Paychan-Channel", "X-Paychan-Charged", "X-Paychan-Credit"
+"""Fields of a paid request for the upstream: channel, satoshi charged, satoshi of credit left."""
+
+_OF_ONE_CONNECTION = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    | {"proxy-authenticate", "proxy-authorization", "proxy-authentication-info", "http2-settings"}
+)
+
+_OF_PAYERS = frozenset({"payment-signature", "payment-authorization", "accept-payment", "expect", "host"})
+_OF_SELLERS = frozenset(
+    {"payment-required", "payment-response", "payment-receipt", OVERRIDES_HEADER.lower(), PRICE_HEADER.lower()}
+)
+_OWN_PREFIX = "x-paychan-"
+
+
+def to_upstream(headers: CIMultiDictProxy[str], paid: Charged | None) -> CIMultiDict[str]:
+    """Return the fields of a request for the upstream; `paid` is the charge, None on a free path.
+
+    `Host`, `X-Forwarded-*` and `Forwarded` are the caller's business.
+    """
+    dropped = _OF_ONE_CONNECTION | _OF_PAYERS | _named(headers)
+    kept: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in dropped or lower.startswith(_OWN_PREFIX) or (lower == "authorization" and is_payment(value)):
+            continue
+        kept.add(name, value)
+    if paid is not None:
+        kept[CHANNEL_HEADER] = str(paid.outpoint)
+        kept[CHARGED_HEADER] = str(paid.charged_sat)
+        kept[CREDIT_HEADER] = str(paid.channel.credit_sat)
+    return kept
+
+
+def to_payer(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """Return the fields of the upstream's answer for the payer."""
+    dropped = _OF_ONE_CONNECTION | _OF_SELLERS | _named(headers)
+    kept: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower not in dropped and not lower.startswith(_OWN_PREFIX):
+            kept.add(name, value)
+    return kept
+
+
+def private(headers: CIMultiDict[str]) -> None:
+    """Let no shared cache store the answer of a paid request; a stricter word of the upstream stays."""
+    present = headers.get("Cache-Control", "").lower()
+    if "no-store" not in present and "private" not in present:
+        headers["Cache-Control"] = "private"
+
+
+def _named(headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Return the fields that `Connection` names as those of this connection."""
+    return frozenset(_tokens(headers.getall("Connection", ())))
+
+
+def _tokens(values: Iterable[str]) -> Iterable[str]:
+    return (token.strip().lower() for value in values for token in value.split(","))

@@ -1,0 +1,333 @@
+"""The reverse proxy: a request is charged, sale, and its answer streamed to the payer.
+
+    path ──price list──▶ free: forward
+                     └─▶ priced: no payment ──▶ 402 with an offer
+                                 payment ──cashier──▶ refused: 402 with the reason and the channel's state
+                                                  └─▶ charged ──▶ forward ──▶ answer, with the sum that was charged
+                                                                     └─▶ no answer, or a status of `gives_back`: credit
+
+The charge is on disk before the upstream sees the request. A price that was not earned is given back on disk before the
+payer learns of it. Bodies pass in chunks in both directions: memory does not depend on their size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from time import monotonic
+
+import aiohttp
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from paychan.gateway.answers import Stored
+from paychan.gateway.asking import Facts
+from paychan.gateway.cashier import Asked, Closed, Refusal, brings_payment, ends_channel
+from paychan.gateway.discovery import HEADERS as CATALOGUE_HEADERS
+from paychan.gateway.discovery import TYPES
+from paychan.gateway.forwarding import to_payer, to_upstream
+from paychan.gateway.metering import Meter, MeteredBody, MeterEnded
+from paychan.gateway.offering import CORS, PREFLIGHT, Answer
+from paychan.gateway.prices import Route
+from paychan.gateway.saidprice import OVERRIDES_HEADER, PRICE_HEADER, said_price
+from paychan.gateway.sale import Sale, Shop, refused
+from paychan.gateway.tunnel import is_upgrade, tunnel
+from paychan.protocol.errors import Malformed, MethodNotAllowed, PaychanError, SignerUnavailable
+from paychan.protocol.request_id import NO_BODY
+from paychan.protocol.types import Sat
+from paychan.protocol.unpaid import RequestUnderWay
+
+log = structlog.get_logger("gateway")
+
+SMALL_BODY_BYTES = 65_536
+"""A request body up to this size is read before the payment is judged, and is a part of the request's id."""
+
+_CHUNK_BYTES = 65_536
+
+
+class Proxy:
+    """Handles the requests of a gateway that its front did not answer."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+
+    def quick(self, method: str, target: str, fields: dict[bytes, bytes], now: float) -> bytes | None:
+        """Answer a plain request without a payment for a priced route; see `front`."""
+        shop = self.shop
+        if shop.allowance.exists:
+            return None
+        try:
+            route = shop.prices.find(method, target.partition("?")[0])
+            if route.is_free or not shop.offering.terms.identity:
+                return None
+            facts = Facts(
+                method,
+                fields[b"host"].decode(),
+                target,
+                accept=fields.get(b"accept", b"").decode(),
+                accept_payment=fields.get(b"accept-payment", b"").decode(),
+            )
+        except (PaychanError, KeyError):
+            return None
+        return shop.offering.answer(facts, route, now)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request."""
+        shop = self.shop
+        try:
+            facts = self._facts(request)
+            path = facts.target.partition("?")[0]
+            catalogue = shop.catalogues.at(path, f"{facts.scheme}://{facts.host}")
+            if catalogue is not None and request.method in ("GET", "HEAD"):
+                return _catalogue(path, catalogue)
+            route = self._route(request, path)
+        except PaychanError as error:
+            return refused(request, error)
+        if not route.is_free and not shop.offering.terms.identity:
+            return refused(request, SignerUnavailable(reason="the gateway does not know its identity key yet"))
+        if not route.is_free and _is_preflight(request):
+            return web.Response(status=204, headers=CIMultiDict(PREFLIGHT))
+        if route.is_free:
+            return await self._forward(Sale(shop, request, facts, route, None))
+        return await self._sell(request, facts, route)
+
+    def _facts(self, request: web.BaseRequest) -> Facts:
+        _, scheme, host = self.shop.client_of(request)
+        target = request.raw_path
+        if not target.startswith("/"):
+            raise Malformed(field="target", reason="want a path that begins with /")
+        if len(request.headers.getall("Host", ())) != 1:
+            raise Malformed(field="host", reason="want one Host header")
+        headers = request.headers
+        return Facts(request.method, host, target, scheme, headers.get("Accept", ""), headers.get("Accept-Payment", ""))
+
+    def _route(self, request: web.BaseRequest, path: str) -> Route:
+        """Find the route; a preflight is about the method that it announces."""
+        method = request.method
+        if _is_preflight(request):
+            with contextlib.suppress(MethodNotAllowed):
+                return self.shop.prices.find(method, path)
+            method = request.headers["Access-Control-Request-Method"]
+        return self.shop.prices.find(method, path)
+
+    # --- selling -----------------------------------------------------------------------------------------------------
+
+    async def _sell(self, request: web.BaseRequest, facts: Facts, route: Route) -> web.StreamResponse:
+        shop = self.shop
+
+        def fields(name: str) -> list[str]:
+            return request.headers.getall(name, [])
+
+        if not brings_payment(fields):
+            address = shop.client_of(request)[0]
+            if shop.allowance.takes(address, monotonic()):
+                return await self._forward(Sale(shop, request, facts, route, None))
+            return _answer(shop.offering.structured(facts, route, shop.clock()), request)
+        try:
+            body = await _small_body(request, route.timeouts.idle_seconds)
+        except TimeoutError:
+            return refused(request, Malformed(field="body", reason="it did not arrive in time"))
+        digest = NO_BODY if body == b"" else None if body is None else sha256(body).digest()
+        offer = shop.offering.offer(route, facts)
+        is_voucher = route.is_metered and request.method == "HEAD"
+        asked = Asked(request.method, facts.url, fields, digest)
+        paid = await shop.cashier.pay(asked, offer, Sat(0) if is_voucher else None)
+        if isinstance(paid, Refusal):
+            state = None if ends_channel(paid.error) else paid.state
+            return _answer(shop.offering.structured(facts, route, shop.clock(), paid.error, state), request)
+        if isinstance(paid, Closed):
+            return web.Response(status=204, headers=CIMultiDict([*CORS, ("Cache-Control", "no-store")]))
+        sale = Sale(shop, request, facts, route, body, paid, paid.charged)
+        if is_voucher:
+            return web.Response(status=204, headers=sale.success(CIMultiDict()))
+        return await self._once(sale)
+
+    async def _once(self, sale: Sale) -> web.StreamResponse:
+        """Forward a charged request; answer a repetition from the stored answer."""
+        answers, key = self.shop.answers, sale.key
+        if key is None:
+            raise TypeError(key)
+        if key in answers.under_way:
+            return refused(sale.request, RequestUnderWay())
+        stored = answers.find(key)
+        if stored is not None:
+            headers = sale.success(CIMultiDict(stored.headers))
+            headers["Content-Length"] = str(len(stored.body))
+            return web.Response(status=stored.status, reason=stored.reason, headers=headers, body=stored.body)
+        answers.under_way.add(key)
+        try:
+            return await self._forward(sale)
+        except BaseException:
+            if not sale.has_begun and sale.charged is not None:
+                self.shop.cashier.charges.release_later(*key)
+            raise
+        finally:
+            answers.under_way.discard(key)
+
+    # --- forwarding --------------------------------------------------------------------------------------------------
+
+    async def _forward(self, sale: Sale) -> web.StreamResponse:
+        request = sale.request
+        if is_upgrade(request):
+            return await tunnel(sale)
+        try:
+            async with self._ask(sale) as answer:
+                return await self._pass_on(sale, answer)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if sale.has_begun or request.transport is None:
+                raise
+            return await sale.fail(error)
+
+    def _ask(self, sale: Sale) -> aiohttp.client._RequestContextManager:
+        request, route, limits = sale.request, sale.route, sale.route.timeouts
+        headers = to_upstream(request.headers, sale.charged)
+        sale.tell_origin(headers)
+        body: bytes | AsyncIterator[bytes] | None = sale.body
+        if body is None and request.body_exists:
+            body = _chunks(request, limits.idle_seconds)
+        elif body is not None:
+            headers.popall("Content-Length", None)
+        return self.shop.upstream.request(
+            request.method,
+            URL(route.upstream + sale.facts.target, encoded=True),
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=limits.connect_seconds, sock_read=limits.first_byte_seconds
+            ),
+        )
+
+    async def _pass_on(self, sale: Sale, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Charge by what the upstream said, then stream its answer."""
+        if sale.charged is not None:
+            await self._charge_by_answer(sale, answer)
+        headers = to_payer(answer.headers)
+        metered = self._metered(sale, answer)
+        if metered is not None:
+            headers.popall("Content-Length", None)
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=sale.success(headers))
+        if sale.request.transport is None:
+            await sale.give_back()
+            return response
+        await self._send(sale, answer, response, metered)
+        return response
+
+    def _metered(self, sale: Sale, answer: aiohttp.ClientResponse) -> MeteredBody | None:
+        route, paid, charged = sale.route, sale.paid, sale.charged
+        if not route.is_metered or paid is None or charged is None or not charged.charged_sat:
+            return None
+        return MeteredBody(Meter(route, paid, charged, self.shop.cashier), route, answer.content_type, sale.request)
+
+    async def _charge_by_answer(self, sale: Sale, answer: aiohttp.ClientResponse) -> None:
+        route = sale.route
+        if answer.status in route.gives_back:
+            await sale.give_back()
+        elif route.is_ceiling:
+            said = said_price(answer.headers.get(PRICE_HEADER), answer.headers.get(OVERRIDES_HEADER), route.amount_sat)
+            if said.trouble:
+                log.warning("price not understood", route=route.name, reason=said.trouble)
+            await sale.give_back(said.amount_sat)
+
+    async def _send(
+        self,
+        sale: Sale,
+        answer: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+        metered: MeteredBody | None,
+    ) -> None:
+        """Stream the body. A payer that leaves before the first byte gets the price back; later the charge is final."""
+        idle, kept, size = sale.route.timeouts.idle_seconds, list[bytes](), 0
+        storable = sale.charged is not None and metered is None and answer.status not in sale.route.gives_back
+        try:
+            await response.prepare(sale.request)
+            sale.begin()
+            chunks = metered.pieces(_read(answer, idle)) if metered else _read(answer, idle)
+            async for chunk in chunks:
+                size += len(chunk)
+                storable = storable and size <= self.shop.answers.largest_bytes
+                if storable:
+                    kept.append(chunk)
+                async with asyncio.timeout(idle):
+                    await response.write(chunk)
+        except MeterEnded:
+            pass  # the credit ended and no payment came: the end of the body says where
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            if not sale.has_begun:
+                await sale.give_back()
+            _cut(sale.request)
+            return
+        if storable and sale.key is not None:
+            headers = tuple((name, value) for name, value in to_payer(answer.headers).items())
+            self.shop.answers.keep(sale.key, Stored(answer.status, answer.reason or "", headers, b"".join(kept)))
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
+
+
+# --- answers of the gateway itself ------------------------------------------------------------------------------------
+
+
+def _answer(answer: Answer, request: web.BaseRequest) -> web.Response:
+    response = web.Response(status=answer.status, headers=CIMultiDict(answer.headers), body=answer.body)
+    if request.body_exists:
+        response.force_close()  # its body is not read
+    return response
+
+
+def _catalogue(path: str, content: bytes) -> web.Response:
+    kind = {"Content-Type": TYPES[path]}
+    return web.Response(body=content, headers=CIMultiDict([*CATALOGUE_HEADERS, *kind.items()]))
+
+
+def _is_preflight(request: web.BaseRequest) -> bool:
+    return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+
+
+def _cut(request: web.BaseRequest) -> None:
+    """End the connection in the middle of a body, so that the payer does not take it for the whole."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+async def _small_body(request: web.BaseRequest, idle_seconds: float) -> bytes | None:
+    """Read a small body as a whole; None: it is large, or its size is unknown. Raises `TimeoutError`."""
+    if not request.body_exists:
+        return b""
+    length = request.content_length
+    if length is None or length > SMALL_BODY_BYTES:
+        return None
+    await _go_ahead(request)
+    async with asyncio.timeout(idle_seconds):
+        return await request.content.read()
+
+
+async def _chunks(request: web.BaseRequest, idle_seconds: float) -> AsyncIterator[bytes]:
+    await _go_ahead(request)
+    while True:
+        async with asyncio.timeout(idle_seconds):
+            chunk = await request.content.readany()
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _go_ahead(request: web.BaseRequest) -> None:
+    """Ask for the body if the payer waits for that (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _read(answer: aiohttp.ClientResponse, idle_seconds: float) -> AsyncIterator[bytes]:
+    while True:
+        async with asyncio.timeout(idle_seconds):
+            chunk = await answer.content.readany()
+        if not chunk:
+            return
+        yield chunk
