@@ -7,7 +7,6 @@ import re
 
 import msgspec
 import pytest
-from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from paychan.gateway.discovery import _MOST_KEPT, LLMS, OPENAPI, WELL_KNOWN, Catalogues
 from paychan.gateway.prices import PriceList, one_price, parse_prices
@@ -54,6 +53,11 @@ def document(prices: PriceList, path: str, origin: str = ORIGIN) -> dict:
 )
 def test_the_openapi_document_is_valid(prices: PriceList) -> None:
     """OpenAPI 3.1 by its schema and by the rules beyond it, also for patterns that have no form there."""
+    from openapi_spec_validator import (  # takes 2 s, and each worker collects this file
+        OpenAPIV31SpecValidator,
+        validate,
+    )
+
     validate(document(prices, OPENAPI), cls=OpenAPIV31SpecValidator)
 
 
