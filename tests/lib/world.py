@@ -74,6 +74,8 @@ from signer.ledger.base import Ledger
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
 from tests.lib.ledger import MemoryLedger
 
+_DEBUG_KEY = PrivateKey(DEBUG_KEY)
+
 ALARM_SECONDS = 7_200
 IDLE_SECONDS = 300
 
@@ -85,7 +87,7 @@ class DebugPayer(Payer, frozen=True):
 
     @property
     def server_key(self) -> PrivateKey:
-        return PrivateKey(DEBUG_KEY)
+        return _DEBUG_KEY
 
     @property
     def outpoint(self) -> OutPoint:
