@@ -8,7 +8,8 @@ from typing import Any
 
 from paychan.cli.payer.terminal import facts, problem_facts, show_listing
 from paychan.cli.terminal import say, show_facts, show_json, show_table
-from paychan.client.paying.spending import DAY_SECONDS, Account, Declination, Paid, SpendingLog
+from paychan.client.paying.account import DAY_SECONDS, Account, Declination, Paid
+from paychan.client.paying.spending import SpendingLog
 from paychan.client.transport.answers import printable
 from paychan.client.wallet import Wallet
 from paychan.shared.layout import Column

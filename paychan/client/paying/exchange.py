@@ -28,10 +28,11 @@ from paychan.client.errors import (
     StillUnpaid,
 )
 from paychan.client.paying import paying
+from paychan.client.paying.account import Answered, Corrected, Unpaid, declination, kept_receipt, shortened
 from paychan.client.paying.budget import Budget, Question
 from paychan.client.paying.demands import Demand, Headers, Protocol, read_demands, read_outcome, read_problem
 from paychan.client.paying.paying import Plan, Request
-from paychan.client.paying.spending import Answered, Corrected, SpendingLog, Unpaid, declination, shortened
+from paychan.client.paying.spending import SpendingLog
 from paychan.client.record import ChannelRecord
 from paychan.client.transport.effects import TIME_LIMIT_SECONDS, Patience
 from paychan.client.wallet import ChannelFile, Wallet
@@ -231,7 +232,7 @@ class Purse:
         if outcome is not None or answer.status < 500:
             self.log.note(
                 Answered(
-                    paid.request, self.now, answer.status, paid.channel, spent_sat, charged_sat, shortened(receipt)
+                    paid.request, self.now, answer.status, paid.channel, spent_sat, charged_sat, kept_receipt(receipt)
                 )
             )
             file.save(paying.acknowledged(record))

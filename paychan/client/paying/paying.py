@@ -18,8 +18,8 @@ from msgspec import Struct
 from paychan.client.errors import Declined, FalseProof, InsufficientFunds, NoChannel, WouldLeaveDust
 from paychan.client.flows.find import room_sat, same_server
 from paychan.client.limits import HOUR
+from paychan.client.paying.account import Account, Paid
 from paychan.client.paying.demands import Demand
-from paychan.client.paying.spending import Account, Paid
 from paychan.client.record import ChannelRecord, State
 from paychan.protocol.address import decode_address
 from paychan.protocol.payment import PaymentVerifier

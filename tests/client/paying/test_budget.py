@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paychan.client import errors
+from paychan.client.paying.account import DAY_SECONDS, Answered, Corrected, Declination, Paid, Unpaid
 from paychan.client.paying.budget import Budget, Sums, host_of
-from paychan.client.paying.spending import DAY_SECONDS, Answered, Corrected, Declination, Paid, SpendingLog, Unpaid
+from paychan.client.paying.spending import FULL_BYTES, SpendingLog
 
 HOSTS = ("a.example:443", "b.example:443", "b.example:8443")
 CHANNEL = "ab" * 32 + ":0"
@@ -118,14 +121,18 @@ def test_approve_is_asked_above_its_threshold() -> None:
     tries=st.lists(
         st.tuples(st.integers(0, 120), st.sampled_from(HOSTS), st.integers(0, 3), st.booleans()), max_size=25
     ),
+    full_bytes=st.sampled_from([1, 900, FULL_BYTES]),
 )
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_history_exceeds_a_limit(
-    tmp_path_factory: pytest.TempPathFactory, limits: dict[str, int], tries: list[tuple[int, str, int, bool]]
+    tmp_path_factory: pytest.TempPathFactory,
+    limits: dict[str, int],
+    tries: list[tuple[int, str, int, bool]],
+    full_bytes: int,
 ) -> None:
-    """For all payments and answers, and however often the program restarts, each limit holds and each refusal is logged."""
+    """For all payments, restarts and sizes of a file of the log, each limit holds and each refusal is logged."""
     directory = tmp_path_factory.mktemp("wallet")
-    budget, log, now = Budget(**limits), SpendingLog(directory), NOON
+    budget, log, now = Budget(**limits), SpendingLog(directory, full_bytes=full_bytes), NOON
     allowed: list[Paid] = []
     for number, (price_sat, host, days, restarts) in enumerate(tries):
         now += days * DAY_SECONDS // 2
@@ -133,7 +140,7 @@ def test_no_history_exceeds_a_limit(
         if log.spend(budget, payment) is None:
             allowed.append(payment)
             log.note(Answered(f"{number}", now, 200, CHANNEL, spent_sat=0, charged_sat=0))
-        log = SpendingLog(directory) if restarts else log
+        log = SpendingLog(directory, full_bytes=full_bytes) if restarts else log
 
     by_day = {each.at // DAY_SECONDS: 0 for each in allowed}
     for each in allowed:
@@ -201,6 +208,30 @@ def test_a_damaged_line_stops_all_paying(tmp_path: Path) -> None:
         SpendingLog(tmp_path).spend(budget, paid(1, request="next"))
 
 
+def test_a_full_file_is_followed_by_the_next(tmp_path: Path) -> None:
+    """Sums, open requests and expected charges go on; a crash between the names of the files loses and doubles nothing."""
+    now = int(time.time())
+    log, budget = SpendingLog(tmp_path, full_bytes=10**9), Budget(total=1000)
+    for name in ("one", "two", "three"):
+        assert log.spend(budget, paid(10, request=name, at=now)) is None
+    log.note(Answered("two", now, 200, CHANNEL, spent_sat=10, charged_sat=10))
+    log.note(Unpaid("three", now, "busy", "busy"))
+    before = log.account()
+    os.link(log.path, tmp_path / "spending-1.log")  # here a crash came
+    assert len(list(log.lines())) == 5
+    full = SpendingLog(tmp_path, full_bytes=1)
+    full.account()
+    after = SpendingLog(tmp_path).account()
+
+    for name in ("total_sat", "by_host", "by_day", "open", "unpaid", "spent", "signed", "declined"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert sorted(path.name for path in tmp_path.glob("*.log")) == ["spending-1.log", "spending.log"]
+    assert len(list(log.lines())) == 6
+    assert isinstance(log.spend(budget, paid(971, request="four", at=now)), errors.OverBudget)
+    log.note(Answered("one", now, 200, CHANNEL, spent_sat=20, charged_sat=10))
+    assert set(SpendingLog(tmp_path).account().open) == {"key of three"}
+
+
 def test_a_log_that_others_may_read_is_refused(tmp_path: Path) -> None:
     """The log names what its owner bought."""
     log = SpendingLog(tmp_path)
@@ -245,7 +276,7 @@ from paychan.client.paying.budget import Budget
 from paychan.client.paying.spending import SpendingLog
 from tests.client.paying.test_budget import paid
 
-log, budget = SpendingLog(Path(sys.argv[1])), Budget(total=100)
+log, budget = SpendingLog(Path(sys.argv[1]), full_bytes=2000), Budget(total=100)
 print("ready", flush=True)
 sys.stdin.readline()
 print(sum(log.spend(budget, paid(3, request=f"{sys.argv[2]}-{number}")) is None for number in range(40)))

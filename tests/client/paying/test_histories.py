@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paychan.client import Budget, Payer, Purse, errors
+from paychan.client.paying.account import Paid
 from paychan.client.paying.demands import Headers
 from paychan.client.paying.drive import drive
 from paychan.client.paying.exchange import Answer, exchange
 from paychan.client.paying.paying import Request
-from paychan.client.paying.spending import Paid, SpendingLog
+from paychan.client.paying.spending import SpendingLog
 from paychan.protocol.debug_funding import debug_outpoint
 from paychan.protocol.types import Sat
 from tests.client.conftest import IMPATIENT

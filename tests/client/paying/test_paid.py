@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from paychan.client import Payer, State, errors
+from paychan.client.paying.account import Answered, Corrected, Declination, Paid, Unpaid
 from paychan.client.paying.budget import Budget, Question
 from paychan.client.paying.clients import paid_async_client, paid_client
 from paychan.client.paying.exchange import Need, Purse
-from paychan.client.paying.spending import Answered, Corrected, Declination, Paid, Unpaid
 from paychan.protocol.types import Sat
 from tests.client.conftest import OpenChannel
 from tests.client.liar import Liar
