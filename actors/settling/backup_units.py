@@ -67,6 +67,8 @@ class Result(Struct, frozen=True):
     reason: str = ""
     plan: Plan | None = None
     """The settlement that would be signed, if nothing is."""
+    confirmations: int = 0
+    """Confirmations of the transaction that spent the coins; 0 also if the chain was not asked."""
 
 
 class Unit(Struct, frozen=True):

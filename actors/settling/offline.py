@@ -48,9 +48,10 @@ _FUNDED_BEFORE_SECONDS = 14 * 86_400
 
 
 class Settler:
-    """Settles units. `chain` is read and used for broadcasts only when publishing; None: no broadcast.
+    """Settles units. `chain` shows what was settled since the backup; None: it is not known, and nothing is broadcast.
 
-    Without `signs` nothing is signed: the signer would remember it, and the server would close the channels.
+    Without `signs` nothing is signed: the signer would remember it, and the server would close the channels. Without
+    `publishes` nothing is broadcast.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Settler:
         fee_rate: int | None,
         *,
         signs: bool = True,
+        publishes: bool = True,
     ) -> None:
         self._signer = signer
         self._chain = chain
-        self._signs = signs
+        self._signs, self._publishes = signs, publishes and chain is not None
         self._conditions = Conditions(view.rules, view.now, fees, fee_rate, follows_curve=False)
 
     async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Result]:
@@ -117,8 +119,11 @@ class Settler:
             return None
         if spends_by_server_branch(await self._chain.transaction(spend.txid), channel.outpoint):
             outcome, stored = Outcome.SETTLED if spend.confirmations else Outcome.WAITING, stored_settlement(channel)
-            return Result(channel, outcome, stored if stored and stored.txid == spend.txid else None, spend.txid)
-        return Result(channel, Outcome.REFUNDED, txid=spend.txid) if spend.confirmations else None
+            settlement = stored if stored and stored.txid == spend.txid else None
+            return Result(channel, outcome, settlement, spend.txid, confirmations=spend.confirmations)
+        if not spend.confirmations:
+            return None
+        return Result(channel, Outcome.REFUNDED, txid=spend.txid, confirmations=spend.confirmations)
 
     async def _spend(self, channel: Channel) -> Spend | None:
         return await self._chain.spender(channel.outpoint) if self._chain else None
@@ -195,7 +200,7 @@ class Settler:
         existing = [result for result in looks if result is not None and result.txid == settlement.txid]
         if len(existing) == len(looks):
             return existing
-        if self._chain is None:
+        if self._chain is None or not self._publishes:
             return _results(unit, Outcome.SIGNED, settlement)
         if unit.parent is not None:
             with contextlib.suppress(ChainFailed):
@@ -213,7 +218,7 @@ class Settler:
 
     async def _child_pays(self, attempt: ChildPays, members: Sequence[Channel], paid: Settlement) -> bool:
         """Let a child of the server's output pay for a settlement that can't be replaced; return whether it does."""
-        if self._chain is None:
+        if self._chain is None or not self._publishes:
             return False
         try:
             child = await sign_child(attempt, members, paid, self._signer)

@@ -11,6 +11,7 @@ from bitcoin.core import CTransaction
 from actors.settling.backup_units import Outcome, Result, sort_out
 from actors.settling.offline import Settler
 from paychan.chain.debug import DebugChain
+from paychan.cli.operator.settle import Report, _print
 from paychan.protocol.channel import (
     Channel,
     Close,
@@ -27,7 +28,8 @@ from paychan.protocol.fees import ChainFees
 from paychan.protocol.opening import successor
 from paychan.protocol.settlement import Coin, Reserve, Settlement, outpoints_of
 from paychan.protocol.state_machine import apply
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import Network, OutPoint, Sat
+from paychan.store.backup.archive import Manifest
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, accepted, step
 from tests.lib.world import DebugPayer, LocalSigner
 
@@ -50,12 +52,18 @@ async def together(
 
 
 async def settle(
-    signer: LocalSigner, channels: Sequence[Channel], chain: DebugChain | None = None, rate: int | None = None
+    signer: LocalSigner,
+    channels: Sequence[Channel],
+    chain: DebugChain | None = None,
+    rate: int | None = None,
+    *,
+    plans: bool = False,
 ) -> dict[OutPoint, Result]:
-    """Settle these channels; with a chain, broadcast."""
+    """Settle these channels; with a chain, broadcast. `plans`: nothing is signed or broadcast."""
     view = View(NOW, msgspec.structs.replace(RULES, fee_share_percent=50))
     units, results = sort_out(channels, view)
-    results += await Settler(signer, chain, view, ChainFees(), rate).settle_all(units, lambda _done: None)
+    settler = Settler(signer, chain, view, ChainFees(), rate, signs=not plans, publishes=not plans)
+    results += await settler.settle_all(units, lambda _done: None)
     assert len(results) == len(channels)
     return {result.channel.outpoint: result for result in results}
 
@@ -115,6 +123,35 @@ async def test_threat_23_a_batch_that_lost_an_input_is_settled_one_by_one() -> N
     for payer in (FIRST, THIRD):
         assert found[payer.outpoint].outcome is Outcome.PUBLISHED
         assert inputs(found[payer.outpoint]) == [payer.outpoint.txid]
+
+
+@pytest.mark.parametrize("rate", [None, 40])
+async def test_a_plan_shows_what_was_settled_since_the_backup(
+    rate: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asks the chain, names transaction and confirmations, and counts fees of the other channels alone."""
+    signer, members, chain = LocalSigner(), [closing(FIRST), closing(SECOND)], DebugChain()
+    done = await together(signer, members[:1], 10_000)
+    await chain.publish(done.transaction)
+
+    found = await settle(signer, [step(members[0], Signed(done)), members[1]], chain, rate, plans=True)
+
+    first, second = found[FIRST.outpoint], found[SECOND.outpoint]
+    assert (first.outcome, first.txid) == (Outcome.SETTLED, done.txid)
+    assert first.confirmations > 0
+    assert second.outcome is Outcome.PLANNED
+    assert second.plan is not None
+    manifest = Manifest(
+        format=1, network="debug", created_at=NOW, paychan="1", records=2, states={}, unsettled_sat=Sat(0), sha256=""
+    )
+    _print(Report(manifest, "1 sat/vB", [first, second], Network.TEST))
+    said = capsys.readouterr().out
+    assert f"for fees of {second.plan.fee_sat:,} sat" in said
+    assert f"settled: {first.confirmations:,} confirmation" in said
+    _print(Report(manifest, "1 sat/vB", [first], Network.TEST))
+    said = capsys.readouterr().out
+    assert "for fees of" not in said
+    assert "need no new settlement, and no fee" in said
 
 
 async def test_a_channel_s_settlement_with_the_highest_fee_is_used() -> None:

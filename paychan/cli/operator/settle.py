@@ -44,6 +44,9 @@ _PATIENCE_SECONDS = 1.0
 _OFFERED = (Outcome.SIGNED, Outcome.PUBLISHED, Outcome.REFUSED)
 """Outcomes with a settlement from this run."""
 
+_NEW = (Outcome.PLANNED, Outcome.SIGNED, Outcome.PUBLISHED, Outcome.REFUSED)
+"""Outcomes whose fee this run plans or offers."""
+
 _SUMMED_UP = {
     Outcome.TOO_SMALL: "not worth settling: they received less than the cheapest settlement costs",
     Outcome.CLOSED: "settled before the backup was made",
@@ -180,8 +183,7 @@ async def _settle_channels(options: SettleOptions, manifest: Manifest, channels:
         now, fees = await _moment(chain)
         view = View(now, options.config.rules)
         units, results = sort_out(await up_to_date(channels, signer, view), view)
-        to = chain if options.publish else None
-        settler = Settler(signer, to, view, fees, options.fee_rate, signs=options.sign)
+        settler = Settler(signer, chain, view, fees, options.fee_rate, signs=options.sign, publishes=options.publish)
         doing = "settling" if options.sign else "planning"
         with _progress(doing, sum(len(unit.members) for unit in units)) as progress:
             results += await settler.settle_all(units, progress)
@@ -197,8 +199,8 @@ async def _check_signer(signer: UnixSigner, network: str) -> None:
 
 
 async def _chain(options: SettleOptions) -> Chain | None:
-    """Open the configured chain if it is needed: to broadcast, or for its fee estimate."""
-    if not options.source or (options.fee_rate and not options.publish):
+    """Open the configured chain: for what was settled since the backup, its fee estimate, and to broadcast."""
+    if not options.source:
         return None
     from paychan.parts import StartError, open_chain
 
@@ -209,7 +211,8 @@ async def _chain(options: SettleOptions) -> Chain | None:
             fail(
                 f"{error}. Instead of --publish, --sign --out FILE writes the transactions for broadcast by any other node"
             )
-        err.print(f"[yellow]no fee estimate:[/yellow] {escape(str(error))}", soft_wrap=True)
+        unknown = "what was settled since the backup is not known, and there is no fee estimate"
+        err.print(f"[yellow]{unknown}:[/yellow] {escape(str(error))}", soft_wrap=True)
         return None
 
 
@@ -279,8 +282,12 @@ def _print(report: Report) -> None:
         found = [result for result in report.results if result.outcome is outcome]
         if found:
             say(f"{_sum(found)}: {text}")
-    fees = {_transaction(result): _fee_sat(result) for result in shown if _fee_sat(result)}
-    say(f"{_sum(shown)} above, for fees of {sat(sum(fees.values()))}; fee rate: {report.rate}")
+    new = [result for result in shown if result.outcome in _NEW]
+    fees = {_transaction(result): _fee_sat(result) for result in new}
+    if new:
+        say(f"{_sum(new)} to settle, for fees of {sat(sum(fees.values()))}; fee rate: {report.rate}")
+    if len(new) < len(shown):
+        say(f"{_sum([result for result in shown if result not in new])} above need no new settlement, and no fee")
     destinations = dict.fromkeys(filter(None, map(report.destination, shown)))
     if destinations:
         say(f"Planned settlements would pay to {', '.join(destinations)}")
@@ -302,7 +309,7 @@ def _show_results(results: Sequence[Result]) -> None:
     rows, shown = [], set[object]()
     for result in results:
         fee = ""
-        if result.settlement is not None or result.plan is not None:
+        if _fee_sat(result):
             fee = f"{_fee_sat(result):,}" if _transaction(result) not in shown else "together"
         shown.add(_transaction(result))
         rows.append(
@@ -324,8 +331,9 @@ def _transaction(result: Result) -> object:
 
 
 def _fee_sat(result: Result) -> int:
+    """Return the fee that this run plans or offers; 0 for a channel that needs no new settlement."""
     paid = result.settlement or result.plan
-    return paid.fee_sat if paid is not None else 0
+    return paid.fee_sat if paid is not None and result.outcome in _NEW else 0
 
 
 def _described(result: Result) -> Value:
@@ -335,7 +343,9 @@ def _described(result: Result) -> Value:
         Outcome.WAITING: "yellow",
         Outcome.PLANNED: "yellow",
     }.get(result.outcome, "green")
-    return Value(f"{result.outcome.value}: {result.reason}" if result.reason else result.outcome.value, colour)
+    number = result.confirmations
+    depth = f"{number:,} confirmation{'' if number == 1 else 's'}" if number else ""
+    return Value(": ".join(filter(None, (result.outcome.value, result.reason or depth))), colour)
 
 
 def _print_json(report: Report) -> None:
@@ -348,6 +358,7 @@ def _print_json(report: Report) -> None:
             "fee_sat": _fee_sat(result) or None,
             "destination": report.destination(result) or None,
             "txid": result.txid[::-1].hex() or None,
+            "confirmations": result.confirmations or None,
             "reason": result.reason or None,
         }
         for result in report.results
