@@ -114,7 +114,7 @@ def _as_settings(file: Path) -> Iterator[None]:
     try:
         yield
     except SeedError as error:
-        raise SettingsError(str(file), "key.seed_file", str(error)) from None
+        raise SettingsError(str(file), "", str(error)) from None
     except (IsolationError, NoSecret, PlaceError, SocketError, TokenError) as error:
         raise SettingsError(str(file), error.key, str(error)) from None
     except KeysFailed as error:
@@ -131,7 +131,10 @@ def _isolate(config: SignerConfig, token: RemoteToken | None) -> tuple[str, ...]
         token.open()
         protections += tuple(f"{text} (token's process)" for text in token.protections if text not in protections)
     for text in protections:
-        (log.warning if text.startswith("no ") else log.info)("isolation", granted=text)
+        if text.startswith("no "):
+            log.warning("isolation", missing=text.removeprefix("no "))
+        else:
+            log.info("isolation", granted=text)
     return protections
 
 

@@ -17,6 +17,7 @@ from paychan.protocol.channel import Channel
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.rbpcp import encode_json
 from paychan.shared.tls import verification
+from paychan.shared.wording import failure
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
@@ -97,7 +98,7 @@ class HttpApplication:
             async with asyncio.timeout(self._timeout_seconds):  # httpx's own time-out restarts with every byte
                 return await self._exchange(self._url + path, content, headers)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise ApplicationSilent(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+            raise ApplicationSilent(failure(error)) from error
 
     async def _exchange(self, url: str, content: bytes, headers: dict[str, str]) -> _Response:
         body = b""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paychan.cli.terminal import command, fail, next_command, say, show_facts, whole
+from paychan.cli.terminal import fail, next_command, say, show_facts, whole
 from paychan.shared.configfiles import NETWORKS, shipped_directory
 from paychan.shared.places import how_to_make, is_usable
 
@@ -46,9 +46,8 @@ def init(
         from paychan.config import load_server_config
 
         _say_how_to_make(load_server_config(target / "server.toml").state_dir)
-        show_facts(
-            "", ("Next", "edit both files; then this command:"), ("", command("init", target, program="paychan-signer"))
-        )
+        say("Edit both files first.")
+        next_command("init", target, program="paychan-signer")
     else:
         next_command("up", target)
 

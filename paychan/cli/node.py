@@ -28,6 +28,7 @@ from paychan.shared.wording import moment
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 _WALLET = "miner"
+_DEFAULT_RPC_PORT = 18443
 _FIRST_BLOCKS = 140
 """A coinbase output can be spent after 100 blocks.
 
@@ -149,7 +150,7 @@ def start(
     ] = None,
     rpc_port: Annotated[
         int, typer.Option(min=1, max=65535, help="RPC port; config/regtest expects the default.")
-    ] = 18443,
+    ] = _DEFAULT_RPC_PORT,
     zmq_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's notifications.")] = 28332,
 ) -> None:
     """Start a regtest node with coins to spend, in the foreground; Ctrl-C stops it, and the directory keeps its chain."""
@@ -306,6 +307,7 @@ def _mine(node: _Node, blocks: int) -> None:
 
 
 def _show(node: _Node) -> None:
+    own = node.cookie == _Node(DEFAULT_DIR).cookie and node.url.endswith(f":{_DEFAULT_RPC_PORT}")
     chain = node.rpc("getblockchaininfo")
     show_facts(
         "paychan node",
@@ -317,5 +319,6 @@ def _show(node: _Node) -> None:
         ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to spend"),
         ("Fund", completed("`paychan node fund ADDRESS SAT` pays from this wallet; regtest coins have no value")),
         ("Mine", command("node", "mine")),
-        ("Next", command("up", "regtest")),
+        ("Server", "its settings [chain] need this RPC and Cookie; those of regtest have them" if own else ""),
+        ("Next", command("up", "regtest") if own else ""),
     )

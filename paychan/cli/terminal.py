@@ -113,13 +113,17 @@ def warn(text: str) -> None:
 
 
 def command(*words: object, program: str = "paychan") -> Value:
-    """A command line for the user to paste, which means the same wallet or node as this one."""
+    """A command line for the user to paste, which means the same wallet or node as this one.
+
+    The word FILE stands for the settings of this command line, as they were typed.
+    """
     options = _kept.get(str(words[0]), "") if words else ""
-    return Value(called(program, *words) + options, "green", whole=True)
+    named = (_typed.get("FILE", word) if word == "FILE" else word for word in words)
+    return Value(called(program, *named) + options, "green", whole=True)
 
 
 def next_command(*words: object, program: str = "paychan") -> None:
-    """Print the command that comes next, alone on its line if the terminal is narrow."""
+    """Print the command that comes next as it can be pasted, alone on its line if the terminal is narrow."""
     show_facts("", ("Next", command(*words, program=program)))
 
 

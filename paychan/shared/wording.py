@@ -54,3 +54,20 @@ def span(seconds: float) -> str:
 def relative(seconds: float) -> str:
     """The distance of a time from now: `in 6 d`, `5 min ago`."""
     return f"in {span(seconds)}" if seconds >= 0 else f"{span(seconds)} ago"
+
+
+_FAILURES = {
+    "ConnectError": "nothing listens there",
+    "ConnectTimeout": "no connection came about in time",
+    "ReadTimeout": "no answer came in time",
+    "TimeoutError": "no answer came in time",
+    "ReadError": "the connection broke",
+    "WriteError": "the connection broke",
+    "RemoteProtocolError": "the connection ended before the answer",
+}
+
+
+def failure(error: Exception) -> str:
+    """Say in words why a request failed: the error's own text, or what its kind means, never the name of a class."""
+    own = str(error)
+    return own or _FAILURES.get(type(error).__name__, "the connection failed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, OutPoint
 from paychan.shared.called import quoted
 from paychan.shared.encoding import write_out
 from paychan.shared.layout import Column
@@ -35,8 +35,8 @@ from signer.cli.options import (
     on_terminal,
     or_exit,
 )
-from signer.cli.sweeping import Place, Sweep, keys_of, places, plan, read_coins
-from signer.cli.terminal import err, say, show_table
+from signer.cli.sweeping import Place, Sweep, is_swept, keys_of, places, plan, read_coins, read_sweeps
+from signer.cli.terminal import err, next_command, say, show_table
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.payout import Payout
 from signer.keys.ring import KeysFailed, KeySource
@@ -139,9 +139,8 @@ def sweep(
             return
         write_new(out_file, transaction.transaction.hex().encode() + b"\n")
         say(f"Wrote {out_file}, txid {transaction.txid[::-1].hex()}.")
-        say(
-            f"Next: `paychan coins {quoted(file.parent)} --publish {quoted(out_file)}`, or `bitcoin-cli sendrawtransaction`."
-        )
+        say("Any node broadcasts it: `bitcoin-cli sendrawtransaction`, or that of the server:")
+        next_command("coins", file.parent, "--publish", out_file, program="paychan")
 
     or_exit(file, lambda: _with_sentences(file, run))
 
@@ -199,6 +198,7 @@ def _text(path: Path) -> str:
 
 
 def _show(found: Sequence[Place], config: SignerConfig, file: Path) -> None:
+    swept = read_sweeps(config.sweeps_path)
     if not found:
         say("No settlement was signed yet.")
         return
@@ -206,7 +206,8 @@ def _show(found: Sequence[Place], config: SignerConfig, file: Path) -> None:
         Column("address"),
         Column("key"),
         Column("channels", is_number=True),
-        Column("paid sat, at most", is_number=True),
+        Column("received sat", is_number=True),
+        Column("now"),
     )
     names = {"derived": "of the seed", "reserve": "of the reserve", "configured": "yours, configured"}
     rows = [
@@ -215,15 +216,29 @@ def _show(found: Sequence[Place], config: SignerConfig, file: Path) -> None:
             names[place.kind],
             f"{len(place.channels):,}",
             f"{place.most_sat:,}",
+            _now(place, swept),
         )
         for place in found
     ]
     show_table(columns, rows)
-    if any(place.kind != "configured" for place in found):
-        say("Next: `paychan-signer earnings FILE --addresses > addresses.txt`, and with the server's settings:")
+    say("Received: what the settlements that this signer signed pay there. One that never confirmed paid nothing.")
+    if swept:
+        say("Swept: a signed sweep spends it. The sweep counts once it is broadcast and confirmed.")
+    if any(place.kind != "configured" and not is_swept(place, swept) for place in found):
         say(
-            f"`paychan coins {quoted(file.parent)} addresses.txt --out coins.txt` finds the coins that are on them now."
+            f"Then `paychan coins {quoted(file.parent)} addresses.txt --out coins.txt` finds the coins that are there now."
         )
+        next_command("earnings", "FILE", "--addresses", then=" > addresses.txt")
+
+
+def _now(place: Place, swept: Mapping[OutPoint, str]) -> str:
+    """Say what was swept; only the chain shows whether coins are there."""
+    if place.kind == "configured":
+        return "in your wallet"
+    by = sorted({swept[coin] for coin in place.coins if coin in swept})
+    if not by:
+        return "not swept"
+    return f"{'all' if is_swept(place, swept) else 'partly'} swept, by {' '.join(by)}"
 
 
 def _show_sweep(sweep: Sweep, address: str, listed: int) -> None:

@@ -71,9 +71,10 @@ def or_exit(file: Path, command: Callable[[], None]) -> None:
     except NoneTyped as error:
         fail(str(error), 2)
     except NoSecret as error:
-        fail(f"{file}: {error.key}: {error}", 2)
+        where = error.key if error.key.startswith("--") else f"{file}: {error.key}" if error.key else str(file)
+        fail(f"{where}: {error}", 2)
     except (SeedError, PrivateFileError) as error:
-        fail(f"{file}: key.seed_file: {error}", 2)
+        fail(str(error), 2)
     except KeyboardInterrupt:
         fail("stopped: nothing was changed", 2)
 

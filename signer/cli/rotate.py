@@ -26,7 +26,7 @@ from signer.cli.options import (
     examples,
     or_exit,
 )
-from signer.cli.terminal import say
+from signer.cli.terminal import next_command, say
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.payout import Wallet, is_change, parse_payout
 from signer.keys.ring import RESERVE_PATH
@@ -129,7 +129,14 @@ def rotate_destination(
         say_first_address(chosen, config)
         if config.settlement.destination_address:
             say(f"{config.settlement.destination_address} is in settlement.previous_addresses.")
+        say(
+            "Settlements that were signed before still pay to the earlier place, and those to addresses of the seed stay there."
+        )
+        say(
+            "`paychan-signer earnings FILE` lists them, and `sweep` spends those of the seed, whatever the destination is now."
+        )
         say("Takes effect at the signer's next start.", "bold")
+        next_command("FILE")
 
     or_exit(file, run)
 

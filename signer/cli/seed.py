@@ -26,7 +26,7 @@ from signer.cli.options import (
     examples,
     or_exit,
 )
-from signer.cli.terminal import say
+from signer.cli.terminal import next_command, say
 from signer.secret.sources import Sources, choose_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import (
@@ -92,7 +92,8 @@ def init(
                 create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Created {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
         say_destination(chosen, config)
-        say("Next: try the backup with `paychan-signer verify FILE`, then start with `paychan-signer FILE`.")
+        say("Try the backup first; `paychan-signer FILE` starts the signer then.")
+        next_command("verify", "FILE")
 
     or_exit(file, run)
 
@@ -134,7 +135,8 @@ def recover(
             create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Recovered {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
         say_destination(chosen, config)
-        say("Next: `paychan-signer recover FILE --older` for older backups, then `paychan-signer FILE`.")
+        say("If there are backups of older seeds, add each first: `paychan-signer recover FILE --older`.")
+        next_command("FILE")
 
     or_exit(file, run)
 

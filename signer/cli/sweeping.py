@@ -6,9 +6,11 @@ from the transaction that the outpoint names: a lie about it would become fee.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from bitcoin.core import CTransaction
@@ -44,6 +46,13 @@ class Place(Struct, frozen=True):
     """Client keys and expiries of the channels that were settled to it."""
     most_sat: Sat
     """Most that the signed settlements pay to it; of several for the same channels, one confirms."""
+    groups: tuple[frozenset[OutPoint], ...] = ()
+    """By channels that were settled together: the outputs to it, of which one confirms."""
+
+    @property
+    def coins(self) -> frozenset[OutPoint]:
+        """All outputs to it of signed settlements."""
+        return frozenset().union(*self.groups)
 
 
 def places(signed: Iterable[Signed], payouts: Sequence[Payout]) -> list[Place]:
@@ -51,6 +60,7 @@ def places(signed: Iterable[Signed], payouts: Sequence[Payout]) -> list[Place]:
     kinds: dict[bytes, Literal["derived", "reserve", "configured"]] = {}
     channels: dict[bytes, set[ChannelName]] = defaultdict(set)
     values: dict[bytes, dict[frozenset[OutPoint], int]] = defaultdict(dict)
+    outputs: dict[bytes, dict[frozenset[OutPoint], set[OutPoint]]] = defaultdict(lambda: defaultdict(set))
     for each in signed:
         request, script = each.request, each.request.destination_script
         named = {(claim.terms.client_key, claim.terms.expiry.unix_time) for claim in request.claims}
@@ -62,8 +72,15 @@ def places(signed: Iterable[Signed], payouts: Sequence[Payout]) -> list[Place]:
         channels[script] |= named
         spent = frozenset(claim.outpoint for claim in request.claims)
         values[script][spent] = max(values[script].get(spent, 0), _paid_sat(each.settlement, script))
+        outputs[script][spent] |= _outputs(each.settlement, script)
     found = [
-        Place(script, kind, frozenset(channels[script]), Sat(sum(values[script].values())))
+        Place(
+            script,
+            kind,
+            frozenset(channels[script]),
+            Sat(sum(values[script].values())),
+            tuple(map(frozenset, outputs[script].values())),
+        )
         for script, kind in kinds.items()
     ]
     return sorted(found, key=lambda place: place.most_sat, reverse=True)
@@ -72,6 +89,35 @@ def places(signed: Iterable[Signed], payouts: Sequence[Payout]) -> list[Place]:
 def _paid_sat(settlement: Settlement | None, script: bytes) -> int:
     outputs = CTransaction.deserialize(settlement.transaction).vout if settlement else ()
     return sum(out.nValue for out in outputs if bytes(out.scriptPubKey) == script)
+
+
+def _outputs(settlement: Settlement | None, script: bytes) -> set[OutPoint]:
+    outputs = CTransaction.deserialize(settlement.transaction).vout if settlement else ()
+    return {
+        OutPoint(settlement.txid, number)
+        for number, out in enumerate(outputs)
+        if settlement and bytes(out.scriptPubKey) == script
+    }
+
+
+def is_swept(place: Place, swept: Mapping[OutPoint, str]) -> bool:
+    """Say whether signed sweeps spend what each group of channels paid there."""
+    return bool(place.groups) and all(group & swept.keys() for group in place.groups)
+
+
+def read_sweeps(path: Path) -> dict[OutPoint, str]:
+    """Read the file of signed sweeps (`signer.sweeps`): by spent coin, the txid of the newest sweep.
+
+    A line of another form is passed over: the file is a note for the operator, and protects nothing.
+    """
+    spent: dict[OutPoint, str] = {}
+    with suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError, KeyError, TypeError, PaychanError):
+                about = json.loads(line)
+                for name in about["spends"]:
+                    spent[OutPoint.parse(*_split(name))] = str(about["txid"])
+    return spent
 
 
 def keys_of(channels: Iterable[ChannelName], sources: Sequence[KeySource], *, reserve: bool) -> dict[bytes, SigningKey]:

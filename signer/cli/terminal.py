@@ -103,6 +103,16 @@ def command(*words: object, program: str = "paychan-signer") -> Value:
     return Value(called(program, *words), "green", whole=True)
 
 
+def next_command(*words: object, program: str = "paychan-signer", then: str = "") -> None:
+    """Print the command that comes next as it can be pasted; the word FILE is the settings as they were typed.
+
+    `then` is put behind it as it is, such as a redirection.
+    """
+    named = (_typed.get("FILE", word) if word == "FILE" else word for word in words)
+    line = command(*named, program=program)
+    show_facts(("Next", line._replace(text=line.text + then)))
+
+
 def show_facts(*rows: tuple[str, Cell]) -> None:
     """Show named values without the empty ones."""
     shown = [(name, value) for name, value in rows if (value.text if isinstance(value, Value) else value)]

@@ -14,7 +14,7 @@ from paychan.shared.layout import numbered
 from paychan.shared.ownpage import own_page
 from signer.cli.options import CommandFailed, on_terminal
 from signer.cli.terminal import out, say, terminal_width
-from signer.secret.file import PrivateFileError, read_private, write_new
+from signer.secret.file import PrivateFileError, plain, read_private, write_new
 from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
 from signer.seed.file import Seed, seed_of_hex, seed_of_words
@@ -133,7 +133,7 @@ def _type_hex() -> str:
 def _read(path: Path | None) -> str:
     if path is None or str(path) == "-":
         return sys.stdin.read(_MAX_BACKUP_BYTES) if sys.stdin else ""
-    content = read_private(path.absolute(), _MAX_BACKUP_BYTES)
+    content = read_private(plain(path), _MAX_BACKUP_BYTES)
     try:
         return content.decode("ascii")
     except UnicodeDecodeError:

@@ -25,6 +25,11 @@ class MissingFile(PrivateFileError):
     """There is no file of that name."""
 
 
+def plain(path: Path) -> Path:
+    """Return a path that was typed as an absolute one without `..`; the file itself may still be a link."""
+    return path.parent.resolve() / path.name
+
+
 def read_private(path: Path, max_bytes: int, *, credential: bool = False) -> bytearray:
     """Read a file that no other user can use; the caller wipes the result. `credential`: systemd made the file.
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from signer.secret import prompt
-from signer.secret.file import MissingFile, PrivateFileError, read_private
+from signer.secret.file import MissingFile, PrivateFileError, plain, read_private
 from signer.secret.wiping import wipe, wiped
 
 MIN_CHOSEN_BYTES = 8
@@ -28,7 +28,10 @@ _STANDARD_ERROR = 2
 
 
 class NoSecret(Exception):
-    """A secret is not available: names the setting, and says how to mend it. Never holds any part of the secret."""
+    """A secret is not available: `key` names the option or setting that was given, "" for none; the text, how to mend it.
+
+    Never holds any part of the secret.
+    """
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -82,6 +85,16 @@ class Sources(NamedTuple):
         return Path(directory) / self.name if directory and not self.replaces else None
 
     @property
+    def named(self) -> str:
+        """The option or setting that an error names; "" if the secret was typed, or its file was found."""
+        option = f"--{'new-' * self.replaces}{self.name}"
+        if self.descriptor is not None:
+            return f"{option}-fd"
+        if self.file is not None:
+            return f"{option}-file"
+        return self.key if self.configured else ""
+
+    @property
     def ways(self) -> str:
         """All sources, for the error message when none is given."""
         option = f"--{'new-' * self.replaces}{self.name}"
@@ -118,10 +131,10 @@ def choose_secret(sources: Sources) -> Secret:
     if given is not None:
         if problem := _too_short(sources, given):
             wipe(given.value)
-            raise NoSecret(sources.key, problem)
+            raise NoSecret(sources.named, problem)
         return given
     if not input_is_terminal():
-        raise NoSecret(sources.key, _no_source(sources))
+        raise NoSecret(key="", reason=_no_source(sources))
     problem = ""
     for _ in range(ROUNDS):
         hint = f"{problem[0].upper()}{problem[1:]}.\n" if problem else ""
@@ -153,11 +166,13 @@ def _given(sources: Sources) -> Secret | None:
 
 def _from_file(sources: Sources, path: Path, *, credential: bool = False) -> Secret:
     try:
-        content = read_private(path.absolute(), _MAX_BYTES, credential=credential)
+        content = read_private(plain(path), _MAX_BYTES, credential=credential)
     except MissingFile:
-        raise NoSecret(sources.key, f"there is no {path}, which must hold the {sources.name} of {sources.of}") from None
+        raise NoSecret(
+            sources.named, f"there is no {path}, which must hold the {sources.name} of {sources.of}"
+        ) from None
     except PrivateFileError as error:
-        raise NoSecret(sources.key, str(error)) from None
+        raise NoSecret(sources.named, str(error)) from None
     return _parse(sources, str(path), content)
 
 
@@ -165,7 +180,7 @@ def _read_descriptor(sources: Sources, number: int) -> bytearray:
     """Read one line, and close the descriptor, so that no child process inherits it."""
     if os.isatty(number):
         raise NoSecret(
-            sources.key,
+            sources.named,
             f"descriptor {number} is a terminal, which would show the secret: leave the option out to get a prompt",
         )
     content = bytearray(_MAX_BYTES + 1)
@@ -178,7 +193,7 @@ def _read_descriptor(sources: Sources, number: int) -> bytearray:
             os.close(number)
     except OSError as error:
         raise NoSecret(
-            sources.key, f"descriptor {number} can't be read: {error.strerror}. Open it as in `… {number}<FILE`"
+            sources.named, f"descriptor {number} can't be read: {error.strerror}. Open it as in `… {number}<FILE`"
         ) from None
     with wiped(content), memoryview(content) as view:
         return bytearray(view[:size])
@@ -196,13 +211,13 @@ def _parse(sources: Sources, where: str, content: bytearray) -> Secret:
         elif size > _MAX_BYTES or content.find(b"\n", 0, size) >= 0 or b"\x00" in content:
             problem = "is not one line of text"
         if problem:
-            raise NoSecret(sources.key, f"{where} {problem}: it must hold the {sources.name} of {sources.of}")
+            raise NoSecret(sources.named, f"{where} {problem}: it must hold the {sources.name} of {sources.of}")
         return Secret(bytearray(view[:size]))
 
 
 def _asked(sources: Sources) -> Secret:
     if not input_is_terminal():
-        raise NoSecret(sources.key, _no_source(sources))
+        raise NoSecret(key="", reason=_no_source(sources))
     typed = _ask(sources, f"{sources.name.capitalize()} of {sources.of}")
     return _parse(sources, "what was typed", typed)
 

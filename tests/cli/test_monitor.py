@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from actors.alarm import Kind
+from paychan.shared.wording import clock
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -117,7 +118,7 @@ def test_fault_54_events_have_their_amounts(system: System) -> None:
     (opened,) = [line for line in events(system, "channel opened") if line["channel"] == name]
     (settled,) = [line for line in events(system, "channel settled") if line["channel"] == name]
 
-    assert (int(opened["received_sat"]), opened["expires"]) == (100_000, "2000000000")
+    assert (int(opened["received_sat"]), opened["expires"]) == (100_000, clock(2_000_000_000))
     assert int(opened["funding_sat"]) > 100_000
     assert (int(settled["received_sat"]), settled["reason"], settled["inputs"]) == (100_000, "client", "1")
     assert int(settled["fee_sat"]) > 0

@@ -148,7 +148,7 @@ Step = str | Callable[[Clone], object]
 GOES_ON = {
     ".venv/bin/paychan up debug": "Ctrl-C stops",
     ".venv/bin/paychan up config/regtest": "Ctrl-C stops",
-    ".venv/bin/paychan node start": "Next",
+    ".venv/bin/paychan node start": "Mine",
     ".venv/bin/paychan channel new http://localhost:8000 --network regtest --amount 1000000": "Ctrl-C stops waiting",
     ".venv/bin/paychan-signer config/debug/signer.toml": "signer started",
 }

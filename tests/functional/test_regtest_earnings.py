@@ -105,6 +105,8 @@ def test_fault_47_earnings_on_derived_addresses_are_listed_and_swept(mode: str, 
         transaction = CTransaction.deserialize(bytes.fromhex(sweep.read_text()))
         run("paychan", "coins", system.server_file, "--publish", sweep)
         (txid,) = node.rpc("getrawmempool")
+        twice = run("paychan", "coins", system.server_file, "--publish", sweep)
+        swept = run("paychan-signer", "earnings", system.signer_file)
         entry = node.rpc("getmempoolentry", txid)
         node.mine(1)
         left = run("paychan", "coins", system.server_file, tmp_path / "addresses.txt")
@@ -121,12 +123,15 @@ def test_fault_47_earnings_on_derived_addresses_are_listed_and_swept(mode: str, 
     assert 3 * entry["vsize"] <= fee_sat <= 3 * entry["vsize"] + 3 * 2 * len(paid)
     assert node.rpc("gettxout", txid, 0)["confirmations"] == 1
     assert not left
+    assert twice == f"{txid} is in the mempool already, and waits for a block: nothing was broadcast\n"
+    assert swept.count(f"all swept, by {txid}") == len(paid)
+    assert "Next" not in swept
     assert again == f"{txid} is confirmed already: nothing was broadcast\n"
     assert "0 coins of 0 sat" in none
-    assert "Next" not in none
+    assert "To spend" not in none
     assert "1 coin of " in one
     assert "on 1 address; 0 wait" in one
-    assert "Next: " in one
+    assert "To spend them" in one
 
 
 def test_fault_47_a_sweep_shows_what_it_signs_and_asks(node: Node, tmp_path: Path) -> None:

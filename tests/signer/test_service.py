@@ -416,7 +416,7 @@ LIVE_ADDRESS = "1BitcoinEaterAddressDontSendf59kuE"
             DEBUG.replace('"test"', '"live"').replace("mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", LIVE_ADDRESS),
             "debug: debug exists",
         ),
-        ('network = "live"\n[key]\nmode = "hardened"\n', "key.seed_file: there is no"),
+        ('network = "live"\n[key]\nmode = "hardened"\n', "there is no"),
         (f'{REGTEST}[socket]\ngroup = "no-such-group"\n', "socket.group: there is no group"),
         (f'{REGTEST}seed_file = "/dev/null"\n', "key.seed_file: /dev/null is not a regular file"),
         (f'{REGTEST}[socket]\npath = "/dev/null/x"\n', "socket.path: /dev/null"),

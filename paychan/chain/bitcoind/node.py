@@ -103,6 +103,12 @@ class NodeState:
             msg = f"no bitcoind answers: {error}. Start it with server=1, or correct chain.url"
             raise ChainUnfit(msg) from error
         except Unauthorized as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not await self._rpc.listens():
+                msg = (
+                    f"no bitcoind runs at {self._rpc.url}: nothing listens there, and {self._rpc.credentials}, which a "
+                    "node writes at its start, is missing. Start it with server=1, or correct chain.url"
+                )
+                raise ChainUnfit(msg) from error
             msg = f"{error}. Set chain.credentials_file to the node's .cookie file, or to a file with user:password"
             raise ChainUnfit(msg) from error
         except RpcError as error:

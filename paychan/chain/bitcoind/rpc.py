@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainRefused
 from paychan.shared.tls import verification
+from paychan.shared.wording import failure
 
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
 """Pauses between tries: a restart usually takes no longer. After them, the caller gets the error."""
@@ -195,14 +196,25 @@ class JsonRpc:
         try:
             return await self._client.post(url, content=msgspec.json.encode(content), headers=headers, timeout=seconds)
         except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            msg = f"{self.url} can't be reached for {method}: {error or type(error).__name__}"
+            msg = f"{self.url} can't be reached for {method}: {failure(error)}"
             raise Unreachable(msg) from error
         except httpx.TimeoutException as error:
             msg = f"{self.url} did not answer {method} within {seconds:g} s"
             raise ChainFailed(msg) from error
         except httpx.HTTPError as error:
-            msg = f"{self.url}: {method} failed: {error or type(error).__name__}"
+            msg = f"{self.url}: {method} failed: {failure(error)}"
             raise ChainFailed(msg) from error
+
+    async def listens(self) -> bool:
+        """Return whether anything accepts connections at the node's address, whatever it is."""
+        url = httpx.URL(self.url)
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                _, writer = await asyncio.open_connection(url.host, url.port or 80)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
 
     def _authorize(self) -> str:
         if httpx.URL(self.url).userinfo:

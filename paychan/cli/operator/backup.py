@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paychan.cli.options import ConfigFile, find
-from paychan.cli.terminal import JsonOption, command, err, fail, say, show_facts, show_json, show_table, warn, whole
+from paychan.cli.terminal import (
+    JsonOption,
+    err,
+    fail,
+    next_command,
+    say,
+    show_facts,
+    show_json,
+    show_table,
+    warn,
+    whole,
+)
 from paychan.shared.configfiles import SERVER
 from paychan.shared.layout import Cell, Column, Value
 from paychan.shared.wording import moment, sat
@@ -65,6 +76,8 @@ def create(
             check_directory(to)
         found = _from_server(config, to) or _from_store(config, to)
         _show("created", found[0], found[1], as_json=as_json)
+        if not as_json:
+            next_command("backup", "verify", found[0])
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify /var/lib/paychan/live/backups/*.backup")
@@ -128,6 +141,7 @@ def restore(
         _show("restored", config.store_path, manifest, as_json=as_json)
         if not as_json:
             say(f"Payments accepted after {moment(manifest.created_at)} are not in it.")
+            next_command("serve", "FILE")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
@@ -164,11 +178,8 @@ def salvage(
             for line in lines:
                 older = ": the backup holds an older one" if line in found.older else ""
                 say(f"{kind} {line}{older}", "red")
-        show_facts(
-            "",
-            ("Next", whole(f"move {config.store_path} away; then this command:")),
-            ("", command("backup", "restore", config_file, found.path)),
-        )
+        say(f"Move {config.store_path} away first.")
+        next_command("backup", "restore", "FILE", found.path)
     if found.damaged or found.missing or found.notes:
         raise typer.Exit(1)
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from paychan.chain.base import Chain, ChainFailed
 from paychan.chain.debug import DebugChain
-from paychan.cli.terminal import fail, say, show_table, warn
+from paychan.cli.terminal import fail, next_command, say, show_table, warn
 from paychan.config import load_server_config
 from paychan.parts import StartError, open_chain
 from paychan.protocol.address import decode_address
@@ -43,7 +43,7 @@ def run(file: Path, addresses: Path | None, to: Path | None, publish: Path | Non
     """List coins, or broadcast; see the command."""
     try:
         if publish is not None:
-            asyncio.run(_publish(file, _transaction(publish)))
+            asyncio.run(_publish(file, publish))
         elif addresses is not None:
             network = load_server_config(file).bitcoin_network
             lines = asyncio.run(_list(file, _payees(addresses, network)))
@@ -133,24 +133,29 @@ def _write(file: Path, to: Path, lines: Sequence[str]) -> None:
     if not lines:
         return
     named = f"{quoted(file.parent)} ADDRESS --fee-rate SAT_PER_VB --coins {quoted(to)} --out sweep.txt"
-    warn(f"Next: `paychan-signer sweep {named}`")
+    warn(f"To spend them, name your address and a fee rate: `paychan-signer sweep {named}`")
 
 
-async def _publish(file: Path, transaction: CTransaction) -> None:
+async def _publish(file: Path, path: Path) -> None:
+    transaction = _transaction(path)
     txid = bytes(transaction.GetTxid())
+    named = txid[::-1].hex()
     async with _chain(file) as chain:
-        if not isinstance(chain, DebugChain) and await _is_confirmed(chain, transaction):
-            say(f"{txid[::-1].hex()} is confirmed already: nothing was broadcast")
+        depth = None if isinstance(chain, DebugChain) else await _depth(chain, transaction)
+        if depth is not None:
+            where = "is confirmed already" if depth else "is in the mempool already, and waits for a block"
+            say(f"{named} {where}: nothing was broadcast")
             return
         await chain.publish(transaction.serialize())
-    say(f"Broadcast {txid[::-1].hex()}")
+    say(f"Broadcast {named}. The same command shows later whether it is confirmed.")
+    next_command("coins", "FILE", "--publish", path)
 
 
-async def _is_confirmed(chain: Chain, transaction: CTransaction) -> bool:
-    """Return whether an output of the transaction is unspent in the chain; one that can't be looked up is not."""
+async def _depth(chain: Chain, transaction: CTransaction) -> int | None:
+    """Return the confirmations of a transaction by its unspent outputs, 0 in the mempool; None if none is found."""
     outpoints = [OutPoint(bytes(transaction.GetTxid()), number) for number in range(len(transaction.vout))]
     try:
         found = await chain.unspent(outpoints)
     except ChainFailed:
-        return False
-    return any(coin.confirmations for coin in found.values())
+        return None
+    return max((coin.confirmations for coin in found.values()), default=None)

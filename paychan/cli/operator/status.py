@@ -273,12 +273,27 @@ def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS
         )
         body = msgspec.json.decode(answer.content)
     except (OSError, httpx.HTTPError, msgspec.MsgspecError) as error:
-        reason = f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?"
+        reason = f"the server at {running.management_url} does not answer: {_why(error)}"
         fail(reason, failed, code="no_answer")
     if answer.is_error and "error" in body:
         status = _EXIT_STATUS.get(body.get("status", ""), failed)  # a server without its store or memory has one
         fail(str(body["error"]), status, code=str(body.get("code", "refused")))
     return body
+
+
+def _why(error: Exception) -> str:
+    """Say in words why a request to the management listener failed."""
+    import httpx
+
+    if isinstance(error, httpx.ConnectError):
+        return "nothing listens there. It has stopped, or does not listen yet; `paychan serve FILE` starts it"
+    if isinstance(error, httpx.TimeoutException):
+        return "it was silent for too long; its log says what it does"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, httpx.HTTPError):
+        return f"{str(error) or 'the connection ended'}; its log says more"
+    return "what answers there is not the server"
 
 
 def _show_health(health: Mapping[str, Any]) -> None:
