@@ -26,7 +26,7 @@ from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.wire.signer_messages import Health, KeyRequest, encode_frame
 from paychan.running import read_running
 from paychan.shared import words as mnemonic
-from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, RESERVE_PATH, channel_words
+from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, IDENTITY_PATH, RESERVE_PATH, channel_words
 from signer.secret.sources import Secret
 from signer.seed.file import read_seeds
 from tests.lib.rbpcp import V1, V2, Payer
@@ -164,6 +164,7 @@ class Run:
         self.secrets.add("root chain code", self.root.chain_code)
         self.secrets.add("root xprv", base58(extended + Hash(extended)[:4]))
         self.secrets.add("reserve key", self.root.descend(RESERVE_PATH).key.secret)
+        self.secrets.add("identity key", self.root.descend(IDENTITY_PATH).key.secret)
         derived = hashlib.scrypt(
             self.passphrase.encode(), salt=base64.b64decode(header["salt"]), n=header["n"], r=header["r"], p=header["p"],
             maxmem=2**30, dklen=32,

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from paychan.protocol.types import Sat, UnixTime
@@ -36,7 +37,8 @@ app = typer.Typer()
 app.command()(status)
 app.command()(heartbeat)
 
-HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
+IDENTITY = bytes.fromhex("02" + "ab" * 32)
+HEALTHY = HealthReply(1, "regtest", "hardened", debug=False, identity_key=IDENTITY)
 QUIET = StatusReply(2, UnixTime(0), 1_234, "ab" * 32, Sat(0), Sat(0), UnixTime(0), (), ("memory locked",))
 LIMITED = """
 value_per_hour_sat = 1_000_000
@@ -105,6 +107,7 @@ def test_status_of_an_idle_signer(tmp_path: Path) -> None:
 
     assert rows["network"] == "regtest"
     assert rows["keys"] == "hardened"
+    assert rows["identity"] == IDENTITY.hex()
     assert rows["running"].startswith("since 2")
     assert rows["running"].endswith(", 2 h 1 min")
     assert (rows["decisions"], rows["head"]) == ("1,234", "ab" * 32)
@@ -153,8 +156,8 @@ def test_weaknesses_are_shown(tmp_path: Path) -> None:
 
 def test_weaknesses_are_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, trial policies and a stale heartbeat are red."""
-    monkeypatch.setattr("signer.cli.terminal.out._force_terminal", True)
-    monkeypatch.setattr("signer.cli.terminal.out._color_system", 1)
+    console = Console(force_terminal=True, color_system="standard", highlight=False)
+    monkeypatch.setattr("signer.cli.terminal.out", console)
     rows = shown(tmp_path, LIMITED, trial=("policy-fee",))
     text = "\n".join(rows.values())
     assert "\x1b[31monly logged, not refused: policy-fee" in text
@@ -166,6 +169,7 @@ def test_programs_get_the_replies_as_json(tmp_path: Path) -> None:
     with answering(tmp_path, HEALTHY, QUIET):
         replies = json.loads(say("status", config(tmp_path), "--json").stdout)
     assert (replies["network"], replies["decisions"], replies["protections"]) == ("regtest", 1_234, ["memory locked"])
+    assert replies["identity_key"] == IDENTITY.hex()
     assert "id" not in replies
 
 
