@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from paychan.config_checks import contradictions
 from paychan.protocol.channel import Depth, Rules
@@ -328,8 +329,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return 0 if self.debug else self.open.max_duration_hours * 3600
 
 
-def load_server_config(path: Path) -> ServerConfig:
-    """Read a server file.
+def load_server_config(path: Path, gateway: Gateway | None = None) -> ServerConfig:
+    """Read a server file. `gateway` replaces the file's `[gateway]`, for a first try from the command line.
 
     Raises:
         SettingsError: the file is not readable, has an unknown key or a wrong type, or its settings contradict each
@@ -340,6 +341,8 @@ def load_server_config(path: Path) -> ServerConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), "", f"can't be read: {error}") from None
     config = parse_settings(text, ServerConfig, str(path))
+    if gateway is not None:
+        config = replace(config, gateway=gateway)
     for key, reason in contradictions(config):
         raise SettingsError(str(path), key, reason)
     return config

@@ -53,6 +53,9 @@ COMMANDS = {
         "EXAMPLES",
         needs="plyvel",
     ),
+    "gateway": _Place(
+        "gateway", "gateway", "Sell an HTTP service: put a price before its URL.", "EXAMPLES", needs="plyvel"
+    ),
     "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
     "pay": _Place("payer.pay_url", "pay", "Request a URL, and pay for it if it has a price.", "EXAMPLES"),

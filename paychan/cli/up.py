@@ -53,8 +53,11 @@ class _StopSignals:
         self.received = True
 
 
-def up(signer_file: Path, server_file: Path, place: Path) -> int:
-    """Run both processes until a stop signal arrives or one of them ends; return the exit status."""
+def up(signer_file: Path, server_file: Path, place: Path, options: tuple[str, ...] = ()) -> int:
+    """Run both processes until a stop signal arrives or one of them ends; return the exit status.
+
+    `options` are more arguments of `paychan serve`.
+    """
     try:
         check_environment()
         config = load_server_config(server_file)
@@ -72,7 +75,7 @@ def up(signer_file: Path, server_file: Path, place: Path) -> int:
         _wait_for_signer(config, echo, children, stop)
         if stop.received:
             return 0
-        children["paychan serve"] = _start("paychan", "serve", str(server_file))
+        children["paychan serve"] = _start("paychan", "serve", str(server_file), *options)
         running = _wait_until_serving(config, children, stop)
         if running is not None:
             _show(config, running, place)
@@ -215,10 +218,17 @@ def _show(config: ServerConfig, running: Running, place: Path) -> None:
         ("Server key", _server_key(config, running)),
         ("State", whole(config.state_dir)),
         ("Management", running.management_url),
+        *((("Gateway", Value(running.gateway_url, "bold")),) if running.gateway_url else ()),
         ("Status", command("status", place)),
-        ("Next", command("channel", "new", running.url, *_options(config))),
+        ("Next", _next(config, running)),
         ("Stop", "Ctrl-C stops signer and server"),
     )
+
+
+def _next(config: ServerConfig, running: Running) -> Value:
+    if running.gateway_url and config.debug:
+        return command("pay", f"{running.gateway_url}/", "--open")
+    return command("channel", "new", running.url, *_options(config))
 
 
 def _options(config: ServerConfig) -> tuple[str, ...]:

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
+from paychan.cli.gateway import DEFAULT_PORT, GatewayPort, Price, Upstream, arguments_of
 from paychan.cli.terminal import fail, keep_file
 from paychan.shared.configfiles import NETWORKS, SERVER, SIGNER, NoSettings, find_settings
 
-EXAMPLES = "[bold]Examples[/bold]\n\n  paychan up debug\n\n  paychan up config/live\n\n  PORT=8080 paychan up debug"
+EXAMPLES = """[bold]Examples[/bold]
+
+  paychan up debug
+
+  paychan up config/live
+
+  PORT=8001 paychan up debug
+
+  paychan up debug --gateway http://127.0.0.1:5000 --price 25
+"""
 
 
 def command(
@@ -20,14 +30,18 @@ def command(
             metavar="DIRECTORY", help=f"Directory with server.toml and signer.toml, or one of {', '.join(NETWORKS)}"
         ),
     ],
+    gateway: Upstream = None,
+    price: Price = None,
+    gateway_port: GatewayPort = DEFAULT_PORT,
 ) -> None:
     """Start signer and server together, and stop both on Ctrl-C."""
     from paychan.cli.up import up
 
+    sells = arguments_of(gateway, price, gateway_port)
     keep_file(place)
     named = place.parent if place.is_file() else place
     try:
         files = find_settings(named, SIGNER), find_settings(named if place.name == SIGNER.name else place, SERVER)
     except NoSettings as error:
         fail(f"{error}. `paychan init` writes both files for a network", status=2)
-    raise typer.Exit(up(*files, place))
+    raise typer.Exit(up(*files, place, sells))
