@@ -232,6 +232,9 @@ TERMINAL = "tests/signer/test_commands_terminal.py::test_init_and_recover_on_a_t
 SWEEP = "tests/functional/test_regtest_earnings.py::test_fault_47_earnings_on_derived_addresses_are_listed_and_swept"
 
 RUN_BY_ANOTHER_TEST = {
+    "paychan receipt verify receipt.json --identity HEX": (
+        "tests/cli/test_receipt.py::test_a_genuine_receipt_is_shown"
+    ),
     ".venv/bin/paychan-signer sweep config/live/signer.toml ADDRESS --fee-rate 5 --coins coins.txt --out sweep.txt": SWEEP,
     ".venv/bin/paychan coins config/live/server.toml --publish sweep.txt": SWEEP,
     ".venv/bin/paychan-signer init live/signer.toml": TERMINAL,
