@@ -6,14 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from paychan.cli.payer.terminal import facts, problem_facts, show_listing
 from paychan.cli.terminal import say, show_facts, show_json, show_table
 from paychan.client.paying.account import DAY_SECONDS, Account, Declination, Paid
+from paychan.client.paying.receipts import paid_requests
 from paychan.client.paying.spending import SpendingLog
 from paychan.client.transport.answers import printable
 from paychan.client.wallet import Wallet
 from paychan.shared.layout import Column
-from paychan.shared.wording import sat
+from paychan.shared.wording import moment, sat
 
 DAYS = 30
 """Newest days that the table shows; --json has all."""
@@ -41,6 +44,30 @@ def show_wallet(directory: Path | None, as_json: bool) -> bool:
     if account.by_host or declined:
         _show_spending(account, declined)
     return not problems
+
+
+def show_receipts(directory: Path | None, as_json: bool) -> None:
+    """Show the paid requests, the oldest first; --json has their receipts as received."""
+    log = SpendingLog(Wallet(directory).directory)
+    found = list(paid_requests(log.lines())) if log.path.exists() else []
+    if as_json:
+        show_json([to_builtins(each) for each in found])
+    elif not found:
+        say("No paid requests yet. `paychan pay URL` makes one.")
+    else:
+        numbers = Column("Price", is_number=True), Column("Charged", is_number=True)
+        rows = [
+            (
+                moment(each.at),
+                f"{each.method} {printable(each.url)}",
+                str(each.status),
+                sat(each.price_sat),
+                sat(each.charged_sat),
+                "yes" if each.receipt else "none",
+            )
+            for each in found
+        ]
+        show_table((Column("Time"), Column("Request"), Column("Status"), *numbers, Column("Receipt")), rows)
 
 
 def _spending(account: Account, declined: list[Declination]) -> dict[str, Any]:

@@ -40,6 +40,16 @@ def wallet_(context: typer.Context, wallet: GroupWalletOption = None, as_json: J
             raise typer.Exit(1)
 
 
+@app.command(epilog=examples("paychan wallet receipts", "paychan wallet receipts --json"))
+def receipts(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
+    """Show the requests that were paid for. --json has each receipt as the server sent it."""
+    from paychan.cli.payer.spending import show_receipts
+    from paychan.cli.payer.terminal import exit_on_error
+
+    with exit_on_error(as_json):
+        show_receipts(wallet, as_json)
+
+
 @app.command(epilog=examples("paychan wallet backup /media/usb", "paychan wallet backup ~/my.wallet"))
 def backup(
     to: Annotated[

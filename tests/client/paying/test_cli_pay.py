@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 from paychan.cli.main import app
 from paychan.cli.payer import pay_url
+from paychan.protocol.wire.mpp_outcomes import read_receipt
+from paychan.protocol.wire.x402_json import read_response
+from paychan.protocol.wire.x402_outcomes import read_settled
 from tests.client.conftest import OpenChannel
 from tests.client.liar import Liar
 from tests.client.paying.seller import Lie, Seller
@@ -116,6 +119,27 @@ def test_a_lost_answer_and_the_wallet(seller: Seller) -> None:
     assert [each["code"] for each in found["spending"]["declined"]] == ["over_budget"]
     assert len(found["channels"]) == 1
     assert seller.signed_sat == 25
+
+
+@pytest.mark.usefixtures("wallet")
+def test_each_paid_answer_leaves_its_receipt(seller: Seller) -> None:
+    """The list has the paid requests in order; --json has what a receipt says about its channel."""
+    assert "No paid requests" in run("wallet", "receipts").stdout
+    for prefer in ("x402", "mpp"):
+        run("pay", f"{seller.url}{prefer}", "--max", 25, "--prefer", prefer)
+    seller.lies.append(Lie(status=404))
+    run("pay", seller.url + "nothing", "--max", 25)
+    found = run_json("wallet", "receipts")
+
+    assert [(each["url"], each["status"], each["charged_sat"]) for each in found] == [
+        (seller.url + "x402", 200, 25),
+        (seller.url + "mpp", 200, 25),
+        (seller.url + "nothing", 404, 25),
+    ]
+    assert read_settled(read_response(found[0]["receipt"])).state.channel == seller.channel.outpoint
+    assert read_receipt(found[1]["receipt"]).settled.charged_sat == 25
+    assert found[2]["receipt"] == ""
+    assert run("wallet", "receipts").stdout.count(seller.host) == 3
 
 
 def test_options_of_the_wallet_stand_after_its_command(wallet: Path) -> None:

@@ -58,7 +58,7 @@ class Lossy(httpx.HTTPTransport):
 
 @pytest.mark.parametrize("prefer", ["x402", "mpp"])
 def test_a_first_request_opens_and_pays(shop: Shop, purse: Purse, prefer: str) -> None:
-    """A wallet without a channel opens one as it was told, and pays three requests, one of them with a body."""
+    """A wallet without a channel opens one by `open_channel`, and pays three requests, one of them with a body."""
     purse.prefer = prefer  # type: ignore[assignment]
     with paid_client(purse) as client:
         answers = [client.get(shop.url + f"/v1/tile/{number}?z=3") for number in range(2)]
@@ -127,7 +127,7 @@ def test_an_old_copy_catches_up(shop: Shop, purse: Purse) -> None:
 
 
 def test_payments_and_paid_requests_share_a_channel(shop: Shop, purse: Purse) -> None:
-    """What the payer pays to the server directly is credit for requests, and the channel's own methods go on after them."""
+    """A payment to the server itself is credit for requests, and the channel's own methods go on after them."""
     with paid_client(purse) as client:
         client.get(shop.url + "/v1/one").raise_for_status()
         with Payer(wallet=purse.wallet.directory) as payer:
