@@ -232,6 +232,8 @@ TERMINAL = "tests/signer/test_commands_terminal.py::test_init_and_recover_on_a_t
 SWEEP = "tests/functional/test_regtest_earnings.py::test_fault_47_earnings_on_derived_addresses_are_listed_and_swept"
 
 RUN_BY_ANOTHER_TEST = {
+    "paychan pay https://api.example/tile --max 50": "tests/client/paying/test_cli_pay.py::test_an_answer_goes_to_standard_output",
+    "paychan wallet": "tests/client/paying/test_cli_pay.py::test_a_lost_answer_and_the_wallet",
     "paychan receipt verify receipt.json --identity HEX": (
         "tests/cli/test_receipt.py::test_a_genuine_receipt_is_shown"
     ),
@@ -257,6 +259,12 @@ RUN_BY_ANOTHER_TEST = {
     ),
     ".venv/bin/python bench/payments.py 1000 10 localhost:8000 0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3": (
         "tests/functional/test_up.py::test_the_originals_benchmark_runs_through"
+    ),
+    ".venv/bin/paychan gateway http://127.0.0.1:5000 --price 25": (
+        "tests/gateway/test_command.py::test_a_service_is_sold_by_one_command_and_paid_by_another"
+    ),
+    ".venv/bin/paychan pay http://127.0.0.1:8080/ --max 25 --open": (
+        "tests/gateway/test_command.py::test_a_service_is_sold_by_one_command_and_paid_by_another"
     ),
     ".venv/bin/python bench/journeys.py": "tests/functional/test_journeys.py::test_the_command_counts_a_journey",
     ".venv/bin/python bench/plot.py": "tests/functional/test_plots.py::test_the_same_results_give_the_same_pictures",
