@@ -8,6 +8,7 @@ import re
 import pytest
 from msgspec.structs import replace
 
+from paychan.client.paying.demands import read_demands
 from paychan.gateway.asking import Facts, takes_mpp, wants_page
 from paychan.gateway.offering import _MOST_PREPARED, CORS, SLOT_SECONDS, laid_out, preflight_answer, refusal
 from paychan.gateway.prices import one_price
@@ -53,6 +54,17 @@ def test_an_unpaid_request_gets_both_offers_and_the_price_in_words() -> None:
     assert (problem["isCeiling"], problem["payUrl"], problem["openPriceSat"]) == (False, "https://pay.example", 70_000)
     assert problem["challengeId"] == theirs[0].challenge.id
     assert int(answer.one("Content-Length")) == len(answer.body)
+
+
+def test_the_payers_library_reads_both_offers() -> None:
+    """The library finds one demand for each protocol, with the price, and the resource that it sends back."""
+    request = asked("/v1/tile/5?x=1")
+    demands = read_demands([*answered(request).headers])
+
+    assert [demand.protocol for demand in demands] == ["x402", "mpp"]
+    assert {demand.offer for demand in demands} == {make_offering().offer(route_of(request), request)}
+    assert demands[0].resource is not None
+    assert demands[0].resource.url == request.url
 
 
 @pytest.mark.parametrize("late", [0, SLOT_SECONDS - 1])
