@@ -26,12 +26,12 @@ ALL_SHAPES = parse_prices(
     path = "/**"
     price_sat = 1
     [[route]]
+    path = "/a/**"
+    price_sat = 3
+    [[route]]
     path = "/a/*"
     methods = ["GET", "PATCH", "PURGE"]
     price_sat = 2
-    [[route]]
-    path = "/a/**"
-    price_sat = 3
     [[route]]
     path = "/a/*/c%C3%A9/*/**"
     methods = ["POST"]

@@ -175,11 +175,16 @@ def test_the_memory_for_prepared_answers_is_bounded() -> None:
 
 
 def test_without_a_realm_the_host_is_the_realm() -> None:
-    """The first try needs no realm: payers see the host that they asked."""
-    route = one_price("http://h", Sat(5), "test").find("GET", "/x")
-    (found,) = mpp.offers([Parsed(make_offering().answer(asked("/x"), route, NOW)).one("WWW-Authenticate")])
+    """The first try needs no realm: payers see the host that they asked, each its own."""
+    offering, route = make_offering(), one_price("http://h", Sat(5), "test").find("GET", "/x")
+    for host in ("api.example", "b.example:8080", "api.example"):
+        answer = Parsed(offering.answer(asked("/x", host=host), route, NOW))
+        (found,) = mpp.offers([answer.one("WWW-Authenticate")])
+        required = read_required(answer.one("PAYMENT-REQUIRED"))
 
-    assert found.challenge.realm == "api.example"
+        assert found.challenge.realm == host
+        assert required.resource is not None
+        assert required.resource.service_name == host
 
 
 def test_a_corrective_answer_shows_the_channel_and_its_newest_payment() -> None:
