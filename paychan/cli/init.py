@@ -22,9 +22,12 @@ _FILES = ("signer.toml", "server.toml")
 
 
 def init(
-    network: Annotated[str, typer.Argument(help="debug, regtest, test or live")],
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="debug, regtest, test or live")],
     directory: Annotated[
-        Path | None, typer.Argument(help="Directory to write to. \\[default: a directory named like the network]")
+        Path | None,
+        typer.Argument(
+            metavar="[DIRECTORY]", help="Directory to write to. \\[default: a directory named like the network]"
+        ),
     ] = None,
 ) -> None:
     """Write signer.toml and server.toml for a network into a directory. Existing files are not changed."""

@@ -193,7 +193,7 @@ def start(
 
 @app.command(epilog=_examples("paychan node mine", "paychan node mine 6"))
 def mine(
-    blocks: Annotated[int, typer.Argument(min=1, max=10_000, help="Number of blocks.")] = 1,
+    blocks: Annotated[int, typer.Argument(metavar="[BLOCKS]", min=1, max=10_000, help="Number of blocks.")] = 1,
     directory: DirOption = DEFAULT_DIR,
 ) -> None:
     """Mine blocks; they confirm the waiting transactions."""
@@ -207,7 +207,7 @@ def mine(
     name="pass", epilog=_examples("paychan node pass 170   (more than the 7 days that a channel lasts by default)")
 )
 def pass_(
-    hours: Annotated[int, typer.Argument(min=1, max=10_000, help="Number of hours.")],
+    hours: Annotated[int, typer.Argument(metavar="HOURS", min=1, max=10_000, help="Number of hours.")],
     directory: DirOption = DEFAULT_DIR,
 ) -> None:
     """Let time pass: advance the node's clock, and mine until the chain's median time has passed, too.
@@ -227,7 +227,9 @@ def pass_(
 
 @app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
 def fund(
-    address: Annotated[str, typer.Argument(help="A funding address, as `paychan channel new` prints it.")],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="A funding address, as `paychan channel new` prints it.")
+    ],
     sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=21_000_000 * 100_000_000, help="Amount in satoshi.")],
     directory: DirOption = DEFAULT_DIR,
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
@@ -37,6 +39,8 @@ err = cast("Console", AtFirstUse(partial(_console, stderr=True)))
 
 _SHARED = {"--wallet": ("channel", "wallet"), "--dir": ("node",)}
 """By option: the commands that would mean another wallet or node without it."""
+
+_QUIET_SECONDS = 1.0
 
 _kept: dict[str, str] = {}
 """By command: what this command line adds to each command to paste."""
@@ -96,6 +100,21 @@ def report(message: str, code: str = "failed") -> None:
 def show_json(value: object) -> None:
     """Print one JSON value for programs: never coloured, in ASCII, whatever terminal and environment ask for."""
     write_out(json.dumps(value, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def patiently(text: str) -> Iterator[None]:
+    """Say after a second, on standard error, what a person waits for; nothing with --json."""
+    if _Mode.as_json:
+        yield
+        return
+    timer = threading.Timer(_QUIET_SECONDS, warn, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say(text: str, style: str = "") -> None:

@@ -17,6 +17,7 @@ from typing import IO, cast
 import httpx
 import msgspec
 from rich.markup import escape
+from tornado.netutil import bind_sockets
 
 from paychan.cli.echo import Echo
 from paychan.cli.terminal import command, err, fail, out, show_facts, whole
@@ -25,6 +26,7 @@ from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.running import Running, read_running
 from paychan.shared.called import program_path
+from paychan.shared.holders import cannot_listen
 from paychan.shared.layout import Value
 from paychan.shared.logsink import LogSink, open_missing_descriptors
 from paychan.shared.tls import verification
@@ -70,6 +72,8 @@ def up(signer_file: Path, server_file: Path, place: Path, options: tuple[str, ..
     )  # a reader of this output that stops or exits must not end the supervision
     stop, echo = _StopSignals(), Echo()
     children: dict[str, subprocess.Popen[bytes]] = {}
+    if busy := busy_ports(config):
+        fail(". ".join(busy))
     try:
         children["paychan-signer"] = _start("paychan-signer", str(signer_file))
         _wait_for_signer(config, echo, children, stop)
@@ -78,7 +82,7 @@ def up(signer_file: Path, server_file: Path, place: Path, options: tuple[str, ..
         children["paychan serve"] = _start("paychan", "serve", str(server_file), *options)
         running = _wait_until_serving(config, children, stop)
         if running is not None:
-            _show(config, running, place)
+            _show(config, running, place, server_file.parent)
             _watch(config, running, children, stop)
     except (ChildProcessError, httpx.HTTPError) as error:
         err.print(f"[red]paychan:[/red] {escape(str(error))}", soft_wrap=True)
@@ -92,6 +96,20 @@ def up(signer_file: Path, server_file: Path, place: Path, options: tuple[str, ..
             echo.restore()
         for console in (out, err):
             cast("LogSink", console.file).drain()
+
+
+def busy_ports(config: ServerConfig) -> list[str]:
+    """Name each port that can't be listened on, with its holder and the setting: a start would name the first alone."""
+    where = config.management
+    wanted = ((config.http.listen, config.port, "http.port (or PORT)"), (where.listen, where.port, "management.port"))
+    found = []
+    for address, port, key in wanted:
+        try:
+            for each in bind_sockets(port, address):
+                each.close()
+        except OSError as error:
+            found.append(cannot_listen(error, address, port, key))
+    return found
 
 
 def _start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -208,7 +226,7 @@ def _answers(running: Running) -> bool:
         return False
 
 
-def _show(config: ServerConfig, running: Running, place: Path) -> None:
+def _show(config: ServerConfig, running: Running, place: Path, settings: Path) -> None:
     """Show the server's URL, its settings and the next command."""
     nothing = " (funding is not checked, nothing is broadcast)" if config.debug else ""
     show_facts(
@@ -216,6 +234,7 @@ def _show(config: ServerConfig, running: Running, place: Path) -> None:
         ("URL", Value(running.url, "bold")),
         ("Network", config.network_name + nothing),
         ("Server key", _server_key(config, running)),
+        ("Settings", whole(settings.resolve())),
         ("State", whole(config.state_dir)),
         ("Management", running.management_url),
         *((("Gateway", Value(running.gateway_url, "bold")),) if running.gateway_url else ()),

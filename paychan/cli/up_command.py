@@ -43,5 +43,8 @@ def command(
     try:
         files = find_settings(named, SIGNER), find_settings(named if place.name == SIGNER.name else place, SERVER)
     except NoSettings as error:
+        if place.is_file():
+            beside = f"{place} is a file without {SIGNER.name} and {SERVER.name} beside it"
+            fail(f"{beside}: `paychan up` takes their directory, or one of {', '.join(NETWORKS)}", status=2)
         fail(f"{error}. `paychan init` writes both files for a network", status=2)
     raise typer.Exit(up(*files, place, sells))

@@ -102,7 +102,17 @@ class ChannelMoving(ServerFailed):
 
 
 class PaymentPending(ServerFailed):
-    pass
+    """The application behind the server has not answered for a payment; wallet and server keep it."""
+
+    def kept(self, pending_sat: int) -> None:
+        """Name the payment in text and fields, in place of the server's text, which names its change."""
+        self.fields = {**self.fields, "pending_sat": pending_sat}
+        kept = f"the payment of {pending_sat:,} sat is signed and kept"
+        self.args = (f"{kept}: the application behind the server has not answered for it yet (status {self.status})",)
+
+    def _about_earlier(self, pending_sat: int) -> str:
+        kept = f"the earlier payment of {pending_sat:,} sat is kept, and has no answer yet"
+        return f"nothing new was paid, because {kept} from the application behind the server (status {self.status})"
 
 
 class StillUnpaid(Refused):

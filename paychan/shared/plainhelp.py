@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 _FRAMED_COLUMNS = 100
@@ -35,8 +37,15 @@ def _make_plain(command: Any) -> None:
     command.epilog = "\n\n".join(f"{_UNBROKEN}{each}" for each in examples if each)
     for parameter in command.params:
         parameter.help = _without_markup(getattr(parameter, "help", None))
+        if parameter.param_type_name == "argument":
+            parameter.make_metavar = partial(_without_braces, parameter.make_metavar)
     for below in getattr(command, "commands", {}).values():
         _make_plain(below)
+
+
+def _without_braces(metavar: Callable[..., str], *context: Any, **named: Any) -> str:
+    """Return the name of an argument without Typer's braces around one that is required: `NAME`, as in texts."""
+    return metavar(*context, **named).replace("{", "").replace("}", "")
 
 
 def _without_markup(text: str | None) -> str | None:

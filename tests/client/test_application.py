@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.client import Channel, Patience, Payer, PaymentPending, PaymentRefused, Refused, State, WouldTakeBack
+from paychan.client import Channel, Patience, Payer, PaymentPending, PaymentRefused, State, WouldTakeBack
 from tests.lib.application import Application as StandIn
 from tests.lib.application import Question, Reply, yes
 from tests.lib.system import System
@@ -130,8 +130,9 @@ def test_a_payment_without_an_answer_counts_once(application: Application, chann
     """While the application does not answer, the payment is neither lost nor booked; sent again, it counts once."""
     before = channel.paid_sat
     application.answer = None
-    with pytest.raises(Refused, match="has not answered"):
+    with pytest.raises(PaymentPending, match="the payment of 100 sat is signed and kept") as caught:
         channel.pay(100)
+    assert caught.value.fields["pending_sat"] == 100
     application.answer = {"resp_app_error": None}
 
     receipt = channel.resume()

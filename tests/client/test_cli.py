@@ -121,7 +121,7 @@ def test_only_the_key_command_shows_secrets(system: System, wallet: Path) -> Non
     ("words", "sentence", "next_step"),
     [
         (["new", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1", "Is the server running?"),
-        (["new", "127.0.0.1:1"], "server URL", "paychan channel new --help"),
+        (["new", "127.0.0.1:1"], "is not the URL of a server", "want http://127.0.0.1:1"),
         (["open", "abc"], "no channel abc", "paychan channel list"),
         (["pay", "abc", "1"], "no channel abc", "paychan channel list"),
     ],
@@ -147,7 +147,7 @@ def test_failures_name_the_numbers_and_the_next_command(system: System) -> None:
         (["close", name], f"channel open {name}` opens it"),
         (["new", system.url, "--hours", "1"], "hours of paying is 1, want at least 12"),
         (["new", system.url, "--network", "live"], "network is test, want live"),
-        (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100000, want 0 to 5"),
+        (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100,000, want 0 to 5"),
     ):
         assert sentence in run_command(*words).stderr
     assert "limit of 1,000,000 sat. --limit raises it" in run_command("open", name, "--amount", 1_000_001).stderr

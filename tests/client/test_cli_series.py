@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
+from paychan.cli import terminal
 from paychan.cli.payer import pay_command
 from paychan.cli.payer.options import amount_of
 from paychan.client import Payer
@@ -160,6 +161,39 @@ def test_one_server_under_two_names_gets_one_channel(system: System, other: str)
         first = payer.channel_for(room_sat=10).name
     with Payer(other.format(port)) as payer:
         assert payer.channel_for(room_sat=10).name == first
+
+
+def test_a_payment_that_takes_long_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person sees nothing else until the answer comes."""
+    monkeypatch.setattr(terminal, "_QUIET_SECONDS", 0.01)
+    with Liar() as liar:
+        name = opened(liar.url)
+        liar.lies.append(Lie(seconds=0.3))
+        shown = run_command("pay", name, 1)
+
+    assert shown.stderr.startswith("Waiting for the server's answer. The payment is signed and kept")
+
+
+def test_closing_names_a_payment_that_was_never_answered() -> None:
+    """The sum comes back; without a word the payer could not tell."""
+    with Liar() as liar:
+        name = opened(liar.url)
+        refusal = b'{"code": "payment_pending", "error": "the application has not answered"}'
+        liar.lies.extend([Lie(body=refusal, status=503, deaf=True)] * 9)
+        failed = run_command("pay", name, 9)
+        liar.lies.clear()
+        shown = run_command("close", name).stdout
+
+    assert "the payment of 9 sat is signed and kept" in failed.stderr
+    assert "9 sat of a payment that no answer accepted" in shown
+
+
+def test_debug_mode_is_named_and_has_no_refund(name: str) -> None:
+    """The network is that of the addresses; no chain has the coins, so no command brings them back."""
+    listed = next(each for each in run_json("list") if each["name"] == name)
+
+    assert (listed["debug"], listed["way_back"]) == (True, "")
+    assert "refund" not in run_command("key", name).output
 
 
 def test_an_amount_of_nothing_has_a_code(name: str) -> None:

@@ -85,7 +85,7 @@ def test_an_output_that_is_enough_but_less_than_planned_must_be_proven(
         assert channel.wait_funded(0, enough_sat=300_000).value_sat == 300_000
         assert channel.record.funding_source is Source.TRANSACTION
     else:
-        with pytest.raises(FundingMissing, match="at least 300000 sat"):
+        with pytest.raises(FundingMissing, match="at least 300,000 sat"):
             channel.wait_funded(0, enough_sat=300_000)
         assert channel.record.funding_outpoint == ""
     planned = OUTPUT | {"value": 500_000}
@@ -96,7 +96,7 @@ def test_an_output_that_is_enough_but_less_than_planned_must_be_proven(
 def test_an_output_below_the_planned_amount_is_not_recorded(liar: Liar, channel: Channel) -> None:
     """An understated value would give the difference to the server, so no output below `amount_sat` is recorded."""
     liar.info_lie = outputs(channel.address, OUTPUT | {"value": 499_999})
-    with pytest.raises(FundingMissing, match=r"499999 sat.*at least 500000 sat"):
+    with pytest.raises(FundingMissing, match=r"499,999 sat.*at least 500,000 sat"):
         channel.wait_funded(0)
 
     assert channel.record.funding_outpoint == ""

@@ -155,7 +155,7 @@ def test_a_settlement_of_an_older_payment_moves_nothing(liar: Liar, channel: Cha
     changed.vin[0].scriptSig = CScript([opening.signature_with_flag, pushed[1], 1, pushed[3]])
     sign(channel, changed)
     liar.lies.append(moving_by(liar, changed))
-    with pytest.raises(ServerMisbehaved, match="value that the channel moved with: got 989900, want"):
+    with pytest.raises(ServerMisbehaved, match="value that the channel moved with: got 989,900, want"):
         channel.pay(50)
     assert channel.record.moves == ()
 

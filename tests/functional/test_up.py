@@ -133,6 +133,23 @@ def test_fault_52_a_taken_port_is_named_with_its_holder(up: Up):
         fails(up, f"can't listen on 127.0.0.1:{port}: {held}", "change http.port", PORT=str(port))
         up.set("server.toml", "management.port", port)
         fails(up, f"can't listen on 127.0.0.1:{port}: {held}", "change management.port")
+        fails(up, "change http.port (or PORT)", "change management.port", PORT=str(port))  # both at once
+
+
+@pytest.mark.parametrize("typed", ["README.md", "notes"])
+def test_up_names_what_was_typed(tmp_path: Path, typed: str):
+    """A file that is no settings file, or nothing at all."""
+    (tmp_path / "README.md").write_text("# Notes")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("paychan"), "up", typed],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"paychan: {typed}")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ EXAMPLES = """[bold]Examples[/bold]
 def coins(
     file: ConfigFile,
     addresses: Annotated[
-        Path | None, typer.Argument(help='File with one address a line, "-" for standard input', show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help='File with one address a line, "-" for standard input', show_default=False
+        ),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Write a line TXID:VOUT TRANSACTION for each coin", show_default=False)

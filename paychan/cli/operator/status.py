@@ -173,7 +173,7 @@ def deposits(file: ConfigFile, as_json: JsonOption = False) -> None:
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels show config/live/server.toml TXID:VOUT")
 def show(
     file: ConfigFile,
-    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning")],
+    outpoint: Annotated[str, typer.Argument(metavar="OUTPOINT", help="Funding outpoint, txid:vout, or its beginning")],
     as_json: JsonOption = False,
 ) -> None:
     """Show all details of one channel."""
@@ -184,7 +184,7 @@ def show(
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels close config/live/server.toml TXID:VOUT")
 def close(
     file: ConfigFile,
-    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning")],
+    outpoint: Annotated[str, typer.Argument(metavar="OUTPOINT", help="Funding outpoint, txid:vout, or its beginning")],
     as_json: JsonOption = False,
 ) -> None:
     """Close a channel: settle the newest payment now."""
@@ -195,7 +195,8 @@ def close(
 def withdraw(
     file: ConfigFile,
     outpoint: Annotated[
-        str, typer.Argument(help="Funding outpoint, txid:vout, or its beginning", show_default=False)
+        str,
+        typer.Argument(metavar="OUTPOINT", help="Funding outpoint, txid:vout, or its beginning", show_default=False),
     ] = "",
     above: Annotated[
         int, typer.Option(min=0, show_default=False, help="All channels that have received at least this many satoshi")

@@ -67,7 +67,7 @@ FirstPaymentOption = Annotated[
     )
 )
 def new(
-    url: Annotated[str, typer.Argument(help="Base URL of the server.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Base URL of the server.")],
     hours: Annotated[
         float, typer.Option(help="Hours for payments. The channel ends later: funding and settling take time, too.")
     ] = _DEFAULT_HOURS,
@@ -282,7 +282,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
             show_json({"name": record.name, **shown, "outputs": held, "way_back": way_back(record)})
             return
         out.print(wif(record), soft_wrap=True, markup=False)
-        for each in record.held:
+        for each in record.held if way_back(record) else ():
             err.print(
                 f"This key does not sweep {sat(each.value_sat)} in {each.outpoint} at {record.funding_address}. "
                 f"It comes back {way_back(record)}.",

@@ -18,11 +18,12 @@ from paychan.cli.payer.options import (
     examples,
     least,
 )
-from paychan.cli.terminal import JsonOption, completed, say, show_json, warn
+from paychan.cli.terminal import JsonOption, completed, patiently, say, show_json, warn
 from paychan.shared.wording import sat
 
 if TYPE_CHECKING:
     from paychan.client import ChannelRecord
+    from paychan.client.flows.close import Settled
 
 CLOSE_EXAMPLES = examples(
     "paychan channel close 4593d97a",
@@ -63,48 +64,60 @@ def close(
     """
     import msgspec
 
-    from paychan.cli.payer.terminal import exit_on_error, show_panel, unchecked
+    from paychan.cli.payer.terminal import exit_on_error, unchecked
     from paychan.client import FeeTooHigh, Payer
 
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
-        doubt = unchecked(channel.record)
+        doubt, had = unchecked(channel.record), channel.record
         try:
-            settled = channel.close(fee, to, max_fee_sat=max_fee)
+            with patiently("Waiting for the server's settlement."):
+                settled = channel.close(fee, to, max_fee_sat=max_fee)
         except FeeTooHigh as error:
             if as_json or max_fee is not None or not sys.stdin.isatty():
                 raise
             typer.confirm(f"{error}. Offer {fee} sat anyway?", abort=True)
             settled = channel.close(fee, to, max_fee_sat=fee)
+        returned = settled.change_sat + settled.offered_fee_sat == had.agreed_sat
+        dropped = had.pending_sat if returned and had.closing_sat is None else 0
         if as_json:
-            show_json({"name": channel.name, **msgspec.to_builtins(settled)})
+            show_json({"name": channel.name, **msgspec.to_builtins(settled), "dropped_sat": dropped})
             return
-        offered, paid = settled.offered_fee_sat, settled.paid_fee_sat
-        by_all = "not known: the server showed no settlement of this channel alone"
-        show_panel(
-            f"Channel {channel.name}",
-            ("Before", "the channel had ended before this command" if settled.before else ""),
-            ("Settled by", settled.settlement_txid),
-            ("Spends", settled.outpoint),
-            ("Value", doubt),
-            (
-                "Comes back",
-                f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",
-            ),
-            (
-                "Fee",
-                (f"{sat(offered)} offered; " if offered else "") + (by_all if paid is None else f"{sat(paid)} paid"),
-            ),
-            (
-                "Key",
-                ""
-                if to
-                else completed(f"`paychan channel key {channel.name}`, unless that address belongs to your own wallet"),
-            ),
-        )
-        if paid is not None and offered > paid:
-            warn(
-                f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less."
-            )
+        _show_settled(channel.name, settled, doubt, dropped, own_address=bool(to))
+
+
+def _show_settled(name: str, settled: Settled, doubt: str, dropped: int, *, own_address: bool) -> None:
+    """Show the settlement, the fee, and how the change is spent; `dropped` satoshi were signed and never accepted."""
+    from paychan.cli.payer.terminal import show_panel
+
+    offered, paid = settled.offered_fee_sat, settled.paid_fee_sat
+    by_all = "not known: the server showed no settlement of this channel alone"
+    show_panel(
+        f"Channel {name}",
+        ("Before", "the channel had ended before this command" if settled.before else ""),
+        ("Settled by", settled.settlement_txid),
+        ("Spends", settled.outpoint),
+        ("Value", doubt),
+        (
+            "Comes back",
+            f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",
+        ),
+        (
+            "Not paid",
+            f"{sat(dropped)} of a payment that no answer accepted: they come back, too" if dropped else "",
+        ),
+        (
+            "Fee",
+            (f"{sat(offered)} offered; " if offered else "") + (by_all if paid is None else f"{sat(paid)} paid"),
+        ),
+        (
+            "Key",
+            ""
+            if own_address
+            else completed(f"`paychan channel key {name}`, unless that address belongs to your own wallet"),
+        ),
+    )
+    if paid is not None and offered > paid:
+        warn(f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less.")
 
 
 def _confirm(record: ChannelRecord, *, yes: bool, as_json: bool) -> None:
@@ -126,7 +139,7 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before a chan
 
 
 def forget(
-    names: Annotated[list[str], typer.Argument(help="Channels as in `paychan channel list`.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Channels as in `paychan channel list`.")],
     yes: YesOption = False,
     node: NodeOption = "",
     credentials: CredentialsOption = None,

@@ -64,7 +64,9 @@ def least(smallest: int) -> Callable[[int | None], int | None]:
     return check
 
 
-NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name as in `paychan channel list`, or its beginning.")
+]
 _WALLET_HELP = "Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]"
 WalletOption = Annotated[
     Path | None, typer.Option("--wallet", envvar="PAYCHAN_WALLET", callback=_noted, help=_WALLET_HELP)

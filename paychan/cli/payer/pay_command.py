@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paychan.cli.payer.options import NameArgument, WalletOption, amount_of, examples, least
-from paychan.cli.terminal import JsonOption, err, fail, warn
+from paychan.cli.terminal import JsonOption, err, fail, patiently, warn
 from paychan.shared.wording import counted, sat
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ EXAMPLES = examples(
     "paychan channel pay 4593d97a --resume   (the last payment again, if its answer was lost)",
 )
 
+
+_WAITING = "Waiting for the server's answer. The payment is signed and kept, and counts once."
 
 _LIMIT_SAT = 1_000_000
 
@@ -95,9 +97,13 @@ def pay(
             if drain:
                 _confirm(channel, limits, yes=yes, as_json=as_json)
             if resume:
-                show_receipt(channel, channel.resume(), as_json)
+                with patiently(_WAITING):
+                    receipt = channel.resume()
+                show_receipt(channel, receipt, as_json)
             elif drain or (times in (None, 1) and not every):
-                show_receipt(channel, channel.pay(amount or 0, drain=drain, application_data=data), as_json)
+                with patiently(_WAITING):
+                    receipt = channel.pay(amount or 0, drain=drain, application_data=data)
+                show_receipt(channel, receipt, as_json)
             else:
                 times = _number(
                     channel, amount or 0, times, limit if total is None else total, yes=yes, as_json=as_json

@@ -10,13 +10,10 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainUnfit, PayerChain
+from paychan.cli.payer.advice import advice
 from paychan.cli.payer.chain import OwnChain, RefundOptions, act, bump, connected, handle_channel, publish, refresh
 from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, shown_txid
-from paychan.cli.payer.terminal import (
-    Facts,
-    advice,
-    show_panel,
-)
+from paychan.cli.payer.terminal import Facts, show_panel
 from paychan.cli.terminal import command, completed, out, say, show_json, warn
 from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
 from paychan.client.flows.forget import is_debug

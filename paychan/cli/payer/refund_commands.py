@@ -84,7 +84,9 @@ def refund(
 
 
 def watch(
-    names: Annotated[list[str] | None, typer.Argument(help=r"Channels. \[default: all of the wallet]")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help=r"Channels. \[default: all of the wallet]")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Scan and act once, for cron.")] = False,
     fee_rate: RateOption = None,
     to: ToOption = "",

@@ -172,7 +172,9 @@ def ask_words(path: Path | None) -> list[str]:
     try:
         seed_of_words(typed)
     except WrongWords as error:
-        fail(str(error))
+        sentence = str(error).rstrip(".")
+        stop = "" if sentence.endswith("?") else "."
+        fail(f"{sentence}{stop} Compare what you typed with the words that you wrote down, and try again.")
     return typed
 
 
@@ -193,7 +195,7 @@ def _write_words(path: Path, seed: Seed) -> None:
     try:
         path.touch(0o600, exist_ok=False)
     except FileExistsError:
-        fail(f"{path} exists already and stays as it is: give another name")
+        fail(f"{path} exists already and stays as it is: give another name.")
     path.write_text(" ".join(seed.words) + "\n")
     say(f"The words are in {path}. Move it to a place that no program reads: the words give access to all keys.")
 

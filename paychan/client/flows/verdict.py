@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import msgspec
 
-from paychan.client.errors import ChannelGone, ChannelUnknown, ServerFailed, WrongState
+from paychan.client.errors import ChannelGone, ChannelUnknown, PaymentPending, ServerFailed, WrongState
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.answers import TXID, read_result, refusal
 from paychan.client.transport.effects import Flow, Response, Save
@@ -35,6 +35,8 @@ def refuse(record: ChannelRecord, response: Response, *, newest: bool = True) ->
     payment is never finished as another payment, so it counts as refused.
     """
     error = refusal(response)
+    if isinstance(error, PaymentPending) and record.pending_sat:
+        error.kept(record.pending_sat)
     if isinstance(error, ChannelGone):
         yield Save(_gone(record, error))
     elif not isinstance(error, ServerFailed):
