@@ -174,7 +174,7 @@ def test_fault_50_what_does_not_fit_the_newest_payment_is_declined(
     with Payer(wallet=tmp_path / "old", patience=IMPATIENT) as payer:
         older = payer.channel(channel.name)
 
-        with pytest.raises(InsufficientFunds, match="want to pay 2000 sat, 1000 sat left"):
+        with pytest.raises(InsufficientFunds, match="want to pay 2,000 sat, 1,000 sat left"):
             older.pay(2000)
 
         assert (older.left_sat, older.record.unacknowledged) == (1000, False)
@@ -195,7 +195,7 @@ def test_fault_50_a_payment_that_includes_the_other_copy_s_says_so(
     total = older.status().paid_sat
     assert total == newer.paid_sat + amount - 20
     assert f"the payment counted, but only {amount - 20} sat" in str(error.value)
-    assert f"In all {total} sat are paid now" in str(error.value)
+    assert f"In all {total:,} sat are paid now" in str(error.value)
     assert "Don't repeat the payment" in str(error.value)
     assert error.value.fields["total_sat"] == total
     newer.status()
