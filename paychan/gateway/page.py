@@ -53,6 +53,7 @@ pre{margin:0;padding:.8rem;background:var(--code);border:1px solid var(--line);b
 .pay div{flex:1 1 15rem;min-width:0}
 .pay svg{flex:none;width:9.5rem;height:9.5rem;background:#fff;border-radius:8px}
 a{color:inherit}
+code{white-space:nowrap}
 .note{font-size:.875rem;color:var(--dim)}
 """
 
