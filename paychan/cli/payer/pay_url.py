@@ -36,6 +36,9 @@ def pay(
         int | None,
         typer.Option("--max-day", metavar="SAT", min=0, help="Highest sum of the wallet's payments on one day (UTC)."),
     ] = None,
+    units: Annotated[
+        int, typer.Option(min=1, help="Units to pay for before an answer with a price per event, second or the like.")
+    ] = 1,
     method: Annotated[
         str, typer.Option("--method", "-X", help="HTTP method. \\[default: GET, or POST with --data]")
     ] = "",
@@ -70,7 +73,7 @@ def pay(
         budget = _budget(most, most_a_day, as_json=as_json)
         if output is not None:
             output.expanduser().open("ab").close()  # an answer that is paid for must have its place
-        purse = Purse(budget, wallet, open_channel=_opener(wallet) if opens else None, prefer=prefer)
+        purse = Purse(budget, wallet, open_channel=_opener(wallet) if opens else None, prefer=prefer, units=units)
         body = None if data is None else _body(data)
         with (
             paid_client(purse, follow_redirects=follow, timeout=60) as client,

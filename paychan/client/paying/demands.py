@@ -41,6 +41,13 @@ class Demand(Struct, frozen=True):
     resource: x402_json.Resource | None = None
     takes_identifier: bool = False
     """The server reads x402's extension `payment-identifier`."""
+    units: int = 1
+    """Number of units to pay for, if the price is for an event, a second, a kilobyte or the like."""
+
+    @property
+    def price_sat(self) -> int:
+        """Sum to pay for the request."""
+        return self.offer.amount_sat * (1 if self.offer.unit == "request" else self.units)
 
     def headers(self, voucher: Voucher, request: str, taken: Collection[str]) -> Headers:
         """Write the headers of the paid request. `request` names it; `taken` are the names that the program has set."""
@@ -70,14 +77,17 @@ def is_paid_already(names: Iterable[str], authorization: str) -> bool:
     return any(name in PAYMENT_HEADERS for name in names) or authorization.lower().startswith("payment ")
 
 
-def read_demands(headers: Headers, prefer: Protocol = "x402") -> list[Demand]:
-    """Return the offers of a 402 that this library can pay, the preferred protocol first; unreadable headers have none."""
-    found = {"x402": _x402_demands(headers), "mpp": _mpp_demands(headers)}
+def read_demands(headers: Headers, prefer: Protocol = "x402", units: int = 1) -> list[Demand]:
+    """Return the offers of a 402 that this library can pay, the preferred protocol first; unreadable headers have none.
+
+    `units` is the number to pay for where the price is for a unit of the answer.
+    """
+    found = {"x402": _x402_demands(headers, units), "mpp": _mpp_demands(headers, units)}
     other: Protocol = "mpp" if prefer == "x402" else "x402"
     return [*found[prefer], *found[other]]
 
 
-def _x402_demands(headers: Headers) -> list[Demand]:
+def _x402_demands(headers: Headers, units: int) -> list[Demand]:
     demands = []
     for value in _values(headers, _REQUIRED):
         try:
@@ -86,17 +96,18 @@ def _x402_demands(headers: Headers) -> list[Demand]:
             continue
         takes = x402.IDENTIFIER in (required.extensions or {})
         demands += [
-            Demand("x402", each.offer, each.state, each, required.resource, takes) for each in x402.offers(required)
+            Demand("x402", each.offer, each.state, each, required.resource, takes, units)
+            for each in x402.offers(required)
         ]
     return demands
 
 
-def _mpp_demands(headers: Headers) -> list[Demand]:
+def _mpp_demands(headers: Headers, units: int) -> list[Demand]:
     try:
         found = mpp.offers(_values(headers, _CHALLENGE))
     except PaychanError:
         return []
-    return [Demand("mpp", each.offer, each.state, each) for each in found]
+    return [Demand("mpp", each.offer, each.state, each, units=units) for each in found]
 
 
 def read_outcome(headers: Headers) -> tuple[Settled, str] | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from paychan.client.amounts import whole
 from paychan.client.errors import (
     BodyNotRepeatable,
     ChannelInUse,
@@ -122,6 +123,8 @@ class Purse:
         open_channel: called with a `Need` if no channel of the wallet pays a server; it may open one. Default: a request
             without a channel raises `NoChannel`.
         prefer: the protocol to answer if a 402 has both.
+        units: number of units to pay for before an answer that is priced by event, second, kilobyte or the like. What
+            the answer does not use up is credit for the next request.
         time_limit_seconds: longest wait for a channel that another program uses.
         clock: returns the Unix time.
     """
@@ -133,11 +136,13 @@ class Purse:
         *,
         open_channel: Callable[[Need], Any] | None = None,
         prefer: Protocol = "x402",
+        units: int = 1,
         time_limit_seconds: float = TIME_LIMIT_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.budget, self.wallet, self.open_channel = budget, Wallet(wallet), open_channel
         self.log = SpendingLog(self.wallet.directory)
+        self.units = _units(units)
         self.prefer, self.time_limit_seconds, self._clock = prefer, time_limit_seconds, clock
 
     @property
@@ -210,7 +215,7 @@ class Purse:
         Raises:
             FalseProof: the proof is not by this wallet.
         """
-        for demand in read_demands(answer.headers, plan.demand.protocol):
+        for demand in read_demands(answer.headers, plan.demand.protocol, self.units):
             if demand.state is None:
                 continue
             try:
@@ -251,6 +256,14 @@ class Purse:
         return StillUnpaid(plan.paid.url, plan.paid.price_sat, problem.code, problem.reason)
 
 
+def _units(number: int) -> int:
+    number = whole(number, "units")
+    if number < 1:
+        msg = f"{number} units of an answer: want at least 1"
+        raise ValueError(msg)
+    return number
+
+
 def look_at(file: ChannelFile, record: ChannelRecord) -> None:
     """Ask the server of a channel how it stands, and record that it has ended or moved.
 
@@ -281,15 +294,15 @@ def exchange(purse: Purse, request: Request) -> Exchange:
         ChannelInUse: other programs use the channels.
     """
     answer = yield Try()
-    demands = read_demands(answer.headers, purse.prefer) if answer.status == 402 else []
+    demands = read_demands(answer.headers, purse.prefer, purse.units) if answer.status == 402 else []
     if not demands:
         return None
-    price_sat = demands[0].offer.amount_sat
+    price_sat = demands[0].price_sat
     if request.body_digest is None:
         refusal = BodyNotRepeatable(host=request.host, price_sat=price_sat, limit_bytes=request.buffer_bytes)
         raise (yield Work(partial(purse.declined, request, price_sat, refusal)))
     yield from _allow(purse, request, price_sat)
-    demands = [each for each in demands if each.offer.amount_sat <= price_sat]
+    demands = [each for each in demands if each.price_sat <= price_sat]
     file, plan = yield from _take(purse, request, demands)
     try:
         return (yield from _pay(purse, request, file, plan))
@@ -324,8 +337,8 @@ def _take(purse: Purse, request: Request, demands: list[Demand]) -> Generator[Ef
             return taken
         if isinstance(taken, Declined):
             if opener is None:
-                raise (yield Work(partial(purse.declined, request, offer.amount_sat, taken)))
-            yield Call(partial(opener, Need(offer.pay_url, offer.amount_sat, offer.network)))
+                raise (yield Work(partial(purse.declined, request, demands[0].price_sat, taken)))
+            yield Call(partial(opener, Need(offer.pay_url, demands[0].price_sat, offer.network)))
             opener = None
             continue
         if waited >= purse.time_limit_seconds:

@@ -138,7 +138,7 @@ def credit_sat(record: ChannelRecord, account: Account, key: str, now: int) -> i
 
 def _raised(record: ChannelRecord, demand: Demand, account: Account, key: str, now: int) -> int | Declined:
     """Return the sum by which the payment must grow (satoshi), or why the channel has no room for it."""
-    raised_sat = max(0, demand.offer.amount_sat - credit_sat(record, account, key, now))
+    raised_sat = max(0, demand.price_sat - credit_sat(record, account, key, now))
     change_sat = record.left_sat - raised_sat
     if change_sat < 0:
         return InsufficientFunds(want_sat=raised_sat, left_sat=record.left_sat)
@@ -162,7 +162,7 @@ def plan(
     An earlier try of the request gives its name, and the sum that it signed is not signed again. `name` is the name of a
     request that was not tried before.
     """
-    price_sat = int(demand.offer.amount_sat)
+    price_sat = demand.price_sat
     counted_sat, before_sat = price_sat, 0
     earlier = account.open.get(request.key)
     if earlier is not None and earlier.channel != record.funding_outpoint:
@@ -233,7 +233,7 @@ def replan(earlier: Plan, demand: Demand, record: ChannelRecord, state: ChannelS
 
     The price may not grow, and the signed sum grows by no more than the rest of the price.
     """
-    paid, price_sat = earlier.paid, demand.offer.amount_sat
+    paid, price_sat = earlier.paid, demand.price_sat
     before_sat = _raised_before(paid, state)
     raised_sat = max(0, price_sat - max(0, record.funding_sat - record.left_sat - charges_sat(state)))
     change_sat = record.left_sat - raised_sat
@@ -277,4 +277,4 @@ def spent_after(plan: Plan, settled: Settled | None, account: Account) -> tuple[
 
 def no_channel(demand: Demand) -> NoChannel:
     """Return the error for an offer that no channel of the wallet pays."""
-    return NoChannel(pay_url=demand.offer.pay_url, price_sat=demand.offer.amount_sat)
+    return NoChannel(pay_url=demand.offer.pay_url, price_sat=demand.price_sat)

@@ -108,6 +108,20 @@ def test_what_was_not_delivered_pays_the_next_request(shop: Shop, purse: Purse) 
     assert paid_sat(purse) == PRICE_SAT + 40
 
 
+@pytest.mark.parametrize("prefer", ["x402", "mpp"])
+def test_units_of_an_answer_are_paid_before(shop: Shop, purse: Purse, prefer: str) -> None:
+    """Ten events of 5 sat fit ten units, and the units that an answer does not use pay the next one."""
+    purse.prefer, purse.units = prefer, 10  # type: ignore[assignment]
+    with paid_client(purse) as client:
+        full = client.get(shop.url + "/events/sse/10")
+        assert "data: 9\n" in full.text
+        assert full.extensions["paychan"].price_sat == 50
+        client.get(shop.url + "/events/sse/4").raise_for_status()
+        assert "data: 8\n" in client.get(shop.url + "/events/sse/9").text
+
+    assert paid_sat(purse) <= purse.log.account().total_sat == 150
+
+
 def test_an_old_copy_catches_up(shop: Shop, purse: Purse) -> None:
     """A wallet that lost its newest payments and its log pays after one correction by the gateway."""
     with paid_client(purse) as client:
