@@ -199,6 +199,25 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return bool(self.upstream or self.prices)
 
 
+class Merchant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: Annotated[
+        str,
+        setting('socket for sellers\' programs; "": merchant.sock in the state directory; "off": none', "path"),
+    ] = ""
+    socket_group: Annotated[
+        str, setting('group whose members may connect to the socket, too; "": the server\'s user alone')
+    ] = ""
+    listen: Annotated[str, setting("address for sellers' programs that need a port; they send the token")] = "127.0.0.1"
+    port: Annotated[int, setting("port for them; 0: none, the socket alone", "TCP port", ge=0, le=65535)] = 0
+    token_file: Annotated[
+        str, setting('token for the port, drawn at the first start; "": merchant.token in the state directory', "path")
+    ] = ""
+    lease_seconds: Annotated[
+        float, setting("a program that has not answered a paid request by then is given up", "seconds", gt=0)
+    ] = 120.0
+    repeats: Annotated[int, setting("how often a paid and answered request is served again without a charge", ge=0)] = 2
+
+
 class Watcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_seconds: Annotated[
         float, setting("time between two scans of expiries and settlements", "seconds", gt=0)
@@ -238,6 +257,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     callback: Callback = field(default_factory=Callback)
     management: Management = field(default_factory=Management)
     gateway: Gateway = field(default_factory=Gateway)
+    merchant: Merchant = field(default_factory=Merchant)
     watcher: Watcher = field(default_factory=Watcher)
     log: Log = field(default_factory=Log)
 
@@ -276,6 +296,17 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def callback_keys(self) -> Path:
         """File with the keys that sign requests to the application; drawn at the first start with a callback."""
         return Path(self.callback.key_file or self.state_dir / "callback.key").resolve()
+
+    @property
+    def merchant_socket(self) -> Path | None:
+        """Socket for sellers' programs, if there is to be one."""
+        socket = self.merchant.socket
+        return None if socket == "off" else Path(socket or self.state_dir / "merchant.sock").resolve()
+
+    @property
+    def merchant_token(self) -> Path:
+        """File with the token for sellers' programs that come by the port; drawn at the first start with a port."""
+        return Path(self.merchant.token_file or self.state_dir / "merchant.token").resolve()
 
     @property
     def management_token(self) -> Path:

@@ -83,12 +83,14 @@ def contradictions(config: ServerConfig) -> list[tuple[str, str]]:
 
 def doubts(config: ServerConfig) -> list[tuple[str, str]]:
     """List the settings that work but are seldom meant, as (key, reason): the server warns of them at its start."""
-    listen, found = config.management.listen, list[tuple[str, str]]()
-    if not _is_loopback(listen):
-        reason = (
-            f"{listen} is not a loopback address: other machines reach the operator's interface, without encryption"
-        )
-        found.append(("management.listen", reason))
+    found = list[tuple[str, str]]()
+    for key, listen, who in (
+        ("management.listen", config.management.listen, "the operator's interface"),
+        ("merchant.listen", config.merchant.listen, "the merchant interface"),
+    ):
+        if not _is_loopback(listen):
+            reason = f"{listen} is not a loopback address: other machines reach {who}, without encryption"
+            found.append((key, reason))
     alarm, period = config.watcher.alarm_hours, config.channel.settlement_period_hours
     if alarm > period:
         reason = f"{alarm} hours, more than channel.settlement_period_hours = {period}: the alarm would come while payments go on"
@@ -124,6 +126,7 @@ def _wrong_addresses(config: ServerConfig) -> list[tuple[str, str]]:
         ("http.listen", http.listen),
         ("management.listen", config.management.listen),
         ("gateway.listen", config.gateway.listen),
+        ("merchant.listen", config.merchant.listen),
     ):
         troubles.append((key, address, host_trouble(address)))
     backend = f', as backend = "{chain.backend}" needs it'

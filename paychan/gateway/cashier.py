@@ -15,6 +15,8 @@ from msgspec import Struct
 
 from paychan.gateway.charging import Charged, Charges, shown_state
 from paychan.protocol.channel import Channel
+from paychan.protocol.charges import Delivery
+from paychan.protocol.credit import find_delivery
 from paychan.protocol.errors import ChannelClosing, PaychanError, UnknownChannel, ValueBackwards
 from paychan.protocol.request_id import content_id, derived_id, idempotency_key, named_id
 from paychan.protocol.types import Sat, UnixTime
@@ -59,6 +61,8 @@ class Paid(Struct, frozen=True):
 
     paper: Paper
     charged: Charged
+    before: Delivery | None = None
+    """The request in the record before this charge: a repeated request costs nothing more."""
 
 
 class Refusal(Struct, frozen=True):
@@ -107,10 +111,11 @@ class Cashier:
             closed = await self.charges.close(voucher.channel, voucher.payment)
             return Refusal(closed, paper.way) if isinstance(closed, PaychanError) else Closed(closed)
         request = request_id(asked, paper)
+        before = find_delivery(channel, request)
         charged = await self.charges.charge(voucher.channel, request, total_sat, voucher.payment)
         if isinstance(charged, PaychanError):
             return await self._refusal(charged, paper)
-        return Paid(paper, charged)
+        return Paid(paper, charged, before)
 
     async def _refusal(self, error: PaychanError, paper: Paper) -> Refusal:
         action = paper.action
@@ -137,18 +142,22 @@ class Cashier:
 
     def success_header(self, paid: Paid, charged: Charged, offer: Offer) -> tuple[str, str]:
         """Return the header that tells the payer what was charged; `charged` is the newest of the request."""
-        state = shown_state(charged.channel, proof=False)
-        settled = Settled(state, charged.charged_sat, charged.channel.terms.client_key)
-        if paid.paper.way == "x402":
-            response = x402_outcomes.settled_json(settled, offer.chain)
-            return x402_json.RESPONSE_HEADER, x402_json.encode_header(response)
-        receipt = mpp_outcomes.Receipt(settled, paid.paper.challenge_id, self._clock())
-        return mpp_outcomes.RECEIPT_HEADER, mpp_outcomes.receipt_header(receipt)
+        return outcome_header(paid.paper.way, paid.paper.challenge_id, charged, offer.chain, self._clock())
 
     def receipt_json(self, paid: Paid, charged: Charged) -> dict[str, Any]:
         """Return the receipt that ends an event stream."""
         settled = Settled(shown_state(charged.channel, proof=False), charged.charged_sat)
         return mpp_outcomes.receipt_json(mpp_outcomes.Receipt(settled, paid.paper.challenge_id, self._clock()))
+
+
+def outcome_header(way: Way, challenge_id: str, charged: Charged, chain: str, now: UnixTime) -> tuple[str, str]:
+    """Return `PAYMENT-RESPONSE` or `Payment-Receipt` for a charge; `challenge_id` is MPP's."""
+    state = shown_state(charged.channel, proof=False)
+    settled = Settled(state, charged.charged_sat, charged.channel.terms.client_key)
+    if way == "x402":
+        return x402_json.RESPONSE_HEADER, x402_json.encode_header(x402_outcomes.settled_json(settled, chain))
+    receipt = mpp_outcomes.Receipt(settled, challenge_id, now)
+    return mpp_outcomes.RECEIPT_HEADER, mpp_outcomes.receipt_header(receipt)
 
 
 def brings_payment(fields: Fields) -> bool:

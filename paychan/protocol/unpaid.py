@@ -62,3 +62,12 @@ class UpstreamFailed(Failed):
 
 class UnknownDelivery(NotFound):
     code, text = "unknown_delivery", "the channel has no charge for request {request}"
+
+
+class AlreadyDelivered(Conflict):
+    code, text = "already_delivered", "this request is paid, and was answered {got} times, limit {limit}"
+
+
+class MerchantTokenWrong(BadRequest):
+    code, http_status = "merchant_token_wrong", 401
+    text = "this request needs the token in the file merchant.token of the server's state directory"

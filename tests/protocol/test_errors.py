@@ -44,6 +44,7 @@ SPECIAL = {
     "too_many_payments": 413,
     "method_not_allowed": 405,
     "unauthorized": 401,
+    "merchant_token_wrong": 401,
     "too_many_requests": 429,
     "misdirected": 421,
     "cross_site": 403,
