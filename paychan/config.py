@@ -200,14 +200,12 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Merchant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    socket: Annotated[
-        str,
-        setting('socket for sellers\' programs; "": merchant.sock in the state directory; "off": none', "path"),
-    ] = ""
+    on: Annotated[bool, setting("let sellers' programs charge payments (paychan/gateway/README.md)")] = False
+    socket: Annotated[str, setting('socket for these programs; "": merchant.sock in the state directory', "path")] = ""
     socket_group: Annotated[
         str, setting('group whose members may connect to the socket, too; "": the server\'s user alone')
     ] = ""
-    listen: Annotated[str, setting("address for sellers' programs that need a port; they send the token")] = "127.0.0.1"
+    listen: Annotated[str, setting("address for programs that need a port; they send the token")] = "127.0.0.1"
     port: Annotated[int, setting("port for them; 0: none, the socket alone", "TCP port", ge=0, le=65535)] = 0
     token_file: Annotated[
         str, setting('token for the port, drawn at the first start; "": merchant.token in the state directory', "path")
@@ -298,10 +296,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Path(self.callback.key_file or self.state_dir / "callback.key").resolve()
 
     @property
-    def merchant_socket(self) -> Path | None:
-        """Socket for sellers' programs, if there is to be one."""
-        socket = self.merchant.socket
-        return None if socket == "off" else Path(socket or self.state_dir / "merchant.sock").resolve()
+    def merchant_socket(self) -> Path:
+        """Socket for sellers' programs, if `merchant.on`."""
+        return Path(self.merchant.socket or self.state_dir / "merchant.sock").resolve()
 
     @property
     def merchant_token(self) -> Path:

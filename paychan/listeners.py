@@ -21,6 +21,8 @@ from paychan.running import Running, remove_running, write_running
 from paychan.shared.holders import cannot_listen
 
 if TYPE_CHECKING:
+    from paychan.gateway.counter import Counter
+    from paychan.gateway.merchant_listener import MerchantListeners
     from paychan.gateway.prices import PriceList
     from paychan.gateway.server import Gateway
 
@@ -38,8 +40,7 @@ async def listening(service: Service, source: str) -> AsyncIterator[Running]:
         StartError, SettingsError: a port is in use, or the price list is wrong.
     """
     config = service.config
-    prices = load_prices(config.gateway, source) if config.gateway.is_on else None
-    gateway: Gateway | None = None
+    selling = _Selling(service, source)
     public = public_server(service)
     token = _new_token(config.management_token)
     management = management_server(service, token)
@@ -47,9 +48,8 @@ async def listening(service: Service, source: str) -> AsyncIterator[Running]:
         port = await _listen(public, config.http.listen, config.port, "http.port (or PORT)")
         where = config.management
         management_port = await _listen(management, where.listen, where.port, "management.port")
-        url, gateway_url = _local_url(config.http.listen, port), ""
-        if prices is not None:
-            gateway, gateway_url = await _open_gateway(service, prices, config.http.public_url.rstrip("/") or url)
+        url = _local_url(config.http.listen, port)
+        gateway_url = await selling.open(config.http.public_url.rstrip("/") or url)
         running = Running(os.getpid(), url, _local_url(where.listen, management_port), gateway_url)
         try:
             write_running(config.state_dir, running)
@@ -58,14 +58,12 @@ async def listening(service: Service, source: str) -> AsyncIterator[Running]:
         yield running
     finally:
         remove_running(config.state_dir)
-        if gateway is not None:
-            gateway.stop_listening()
+        selling.stop_listening()
         for server in (public, management):
             server.stop()
             server.conn_params.no_keep_alive = True  # a connection closes after its current or its next request
         service.streams.stop()
-        if gateway is not None:
-            await gateway.close()
+        await selling.close()
         await service.registry.all_answered(ANSWER_SECONDS)
         await close_all(service)
         for server in (public, management):
@@ -74,16 +72,60 @@ async def listening(service: Service, source: str) -> AsyncIterator[Running]:
         config.management_token.unlink(missing_ok=True)
 
 
-async def _open_gateway(service: Service, prices: PriceList, pay_url: str) -> tuple[Gateway, str]:
-    from paychan.gateway.server import Gateway  # noqa: PLC0415 - a server without a gateway starts faster
+class _Selling:
+    """What sells on this server: the gateway, and the merchant interface."""
 
-    where = service.config.gateway
-    gateway = Gateway(service, prices, pay_url)
-    try:
-        port = await gateway.start(where.listen, where.port)
-    except OSError as error:
-        raise StartError(cannot_listen(error, where.listen, where.port, "gateway.port")) from error
-    return gateway, _local_url(where.listen, port)
+    def __init__(self, service: Service, source: str) -> None:
+        """Read the price list. Raises `SettingsError`."""
+        self._service, self._source = service, source
+        settings = service.config.gateway
+        self._prices = load_prices(settings, source) if settings.is_on else None
+        self._counter: Counter | None = None
+        self._gateway: Gateway | None = None
+        self._merchant: MerchantListeners | None = None
+
+    async def open(self, pay_url: str) -> str:
+        """Open what the settings name; return the gateway's URL, "" without one."""
+        if self._prices is None and not self._service.config.merchant.on:
+            return ""
+        from paychan.gateway.counter import Counter  # noqa: PLC0415 - a server that sells nothing starts faster
+
+        self._counter = Counter(self._service, pay_url)
+        self._counter.start()
+        if self._service.config.merchant.on:
+            await self._open_merchant(self._counter)
+        return "" if self._prices is None else await self._open_gateway(self._prices, self._counter)
+
+    async def _open_merchant(self, counter: Counter) -> None:
+        from paychan.gateway.merchant import Merchant  # noqa: PLC0415 - see `open`
+        from paychan.gateway.merchant_listener import start_merchant  # noqa: PLC0415
+        from paychan.gateway.underway import UnderWay  # noqa: PLC0415
+
+        settings = self._service.config.merchant
+        merchant = Merchant(counter.cashier, counter.offering, UnderWay(settings.lease_seconds, settings.repeats))
+        self._merchant = await start_merchant(self._service.config, self._source, merchant)
+
+    async def _open_gateway(self, prices: PriceList, counter: Counter) -> str:
+        from paychan.gateway.server import Gateway  # noqa: PLC0415 - see `open`
+
+        where = self._service.config.gateway
+        self._gateway = Gateway(self._service, prices, counter)
+        try:
+            port = await self._gateway.start(where.listen, where.port)
+        except OSError as error:
+            raise StartError(cannot_listen(error, where.listen, where.port, "gateway.port")) from error
+        return _local_url(where.listen, port)
+
+    def stop_listening(self) -> None:
+        """Accept no more connections of payers; requests go on."""
+        if self._gateway is not None:
+            self._gateway.stop_listening()
+
+    async def close(self) -> None:
+        """Let requests end: those of payers, then those of sellers' programs."""
+        for part in (self._gateway, self._merchant, self._counter):
+            if part is not None:
+                await part.close()
 
 
 async def _listen(server: BoundedServer, address: str, port: int, key: str) -> int:

@@ -33,6 +33,7 @@ from paychan.protocol.errors import (
     MethodNotAllowed,
     NoSuchRoute,
     PaychanError,
+    SignerUnavailable,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.unpaid import MerchantTokenWrong, RequestUnderWay
@@ -70,9 +71,9 @@ class Merchant:
     async def offer(self, ask: wire.Ask) -> wire.Offered | wire.Refused:
         """Return the 402 of a request without a payment."""
         try:
-            facts, route = _facts(ask), self._route(ask)
+            facts, route = self._facts(ask), self._route(ask)
             return _ready(wire.Offered, self._offering.structured(facts, route, self._clock()))
-        except PaychanError as error:  # a Host header that no host can have
+        except PaychanError as error:  # such as a Host header that no host can have
             return _ready(wire.Refused, refusal(error))
 
     async def charge(self, ask: wire.Ask) -> wire.Reply:
@@ -81,7 +82,7 @@ class Merchant:
         A request without a payment gets the 402. A request that another try is serving gets 409.
         """
         try:
-            facts = _facts(ask)
+            facts = self._facts(ask)
         except PaychanError as error:
             return _ready(wire.Refused, refusal(error))
         asked = _asked(ask)
@@ -147,6 +148,12 @@ class Merchant:
             way=way,
             challenge=challenge,
         )
+
+    def _facts(self, ask: wire.Ask) -> Facts:
+        """Read the facts of a request. Raises `SignerUnavailable`: the identity key is not known yet; `Malformed`."""
+        if not self._offering.terms.identity:
+            raise SignerUnavailable(reason="the server has not learnt its identity key yet")
+        return _facts(ask)
 
     def _route(self, ask: wire.Ask) -> Route:
         """Return the same route for the same price, by which `Offering` knows its prepared answers."""

@@ -35,32 +35,30 @@ class MerchantListeners:
         """The port that the token opens; 0 if there is none."""
         self.path: Path | None = None
 
+    async def close(self) -> None:
+        """Close the listeners after their requests."""
+        for runner in self.runners:
+            await runner.cleanup()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
 
 async def start_merchant(config: ServerConfig, source: str, merchant: Merchant) -> MerchantListeners:
-    """Open the listeners that `[merchant]` names; `stop_merchant` closes them. `source` names the settings file.
+    """Open the listeners that `[merchant]` names; `close` of the result closes them. `source` names the settings file.
 
     Raises:
         SettingsError: a listener can't be opened, or the token's file can't be used; nothing is left open.
     """
     found = MerchantListeners()
     try:
-        if config.merchant_socket is not None:
-            await _open_socket(found, config.merchant_socket, config.merchant.socket_group, merchant, source)
+        await _open_socket(found, config.merchant_socket, config.merchant.socket_group, merchant, source)
         if config.merchant.port:
             token = load_token(config.merchant_token, source)
             await _open_port(found, config.merchant.listen, config.merchant.port, token, merchant, source)
     except BaseException:
-        await stop_merchant(found)
+        await found.close()
         raise
     return found
-
-
-async def stop_merchant(found: MerchantListeners) -> None:
-    """Close the listeners after their requests."""
-    for runner in found.runners:
-        await runner.cleanup()
-    if found.path is not None:
-        found.path.unlink(missing_ok=True)
 
 
 async def _runner(found: MerchantListeners, merchant: Merchant, token: str) -> web.AppRunner:

@@ -15,7 +15,7 @@ from paychan.config import ServerConfig, load_server_config
 from paychan.gateway.cashier import Cashier
 from paychan.gateway.charging import Charges
 from paychan.gateway.merchant import Merchant
-from paychan.gateway.merchant_listener import start_merchant, stop_merchant
+from paychan.gateway.merchant_listener import start_merchant
 from paychan.gateway.offering import Offering
 from paychan.gateway.underway import UnderWay
 from paychan.protocol.types import Sat
@@ -66,7 +66,7 @@ async def desk(directory: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Run a server with its merchant interface in a directory."""
     file = directory / "server.toml"
     file.write_text(f'network = "test"\ndebug = true\nstate_dir = "{directory}"\n[chain]\nbackend = "debug"\n')
-    merchant_settings = MerchantSettings(lease_seconds=LEASE_SECONDS, repeats=REPEATS, **settings)
+    merchant_settings = MerchantSettings(on=True, lease_seconds=LEASE_SECONDS, repeats=REPEATS, **settings)
     config = replace(load_server_config(file), merchant=merchant_settings)
     async with local(directory) as server:
         await server.open(PAYER, OPENING_SAT)
@@ -81,11 +81,10 @@ async def desk(directory: Path, **settings: Any) -> AsyncIterator[Desk]:
         try:
             yield found
         finally:
-            await stop_merchant(listeners)
+            await listeners.close()
 
 
 def by_socket(found: Desk) -> httpx.AsyncClient:
     """Return a client of the interface's socket."""
-    path = found.config.merchant_socket
-    assert path is not None
-    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://merchant")
+    transport = httpx.AsyncHTTPTransport(uds=str(found.config.merchant_socket))
+    return httpx.AsyncClient(transport=transport, base_url="http://merchant")

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from paychan.gateway.merchant_listener import load_token, start_merchant, stop_merchant
+from paychan.gateway.merchant_listener import load_token, start_merchant
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.wire import merchant as wire
 from paychan.protocol.wire.mpp_outcomes import read_receipt
@@ -227,7 +227,7 @@ async def test_the_socket_is_the_servers_alone(tmp_path: Path) -> None:
         listeners = await start_merchant(
             msgspec.structs.replace(found.config, merchant=settings), "server.toml", found.merchant
         )
-        await stop_merchant(listeners)
+        await listeners.close()
         assert not stale.exists()
         assert (await http.get("/")).status_code == 404  # the listening one goes on
 
@@ -237,7 +237,7 @@ async def test_the_port_needs_the_token(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    async with desk(tmp_path, port=port, socket="off") as found:
+    async with desk(tmp_path, port=port) as found:
         token = load_token(found.config.merchant_token, "server.toml")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             for authorization in ("", token, f"Bearer {token}x", "Bearer"):
