@@ -73,7 +73,7 @@ async def listening(service: Service, source: str) -> AsyncIterator[Running]:
 
 
 class _Selling:
-    """What sells on this server: the gateway, and the merchant interface."""
+    """The doors for payers of other services: the gateway, and the merchant interface."""
 
     def __init__(self, service: Service, source: str) -> None:
         """Read the price list. Raises `SettingsError`."""
