@@ -200,7 +200,14 @@ class Channel(ChannelBase):
         """
         return self._run(recovery.spent, txid)
 
-    def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
+    def close(
+        self,
+        fee_sat: int = 0,
+        change_address: str = "",
+        *,
+        max_fee_sat: int | None = None,
+        waits: closing.Watcher | None = None,
+    ) -> Settled:
         """Ask the server to settle the channel.
 
         The change of a movable channel goes to its home address by default.
@@ -210,6 +217,8 @@ class Channel(ChannelBase):
             change_address: other address for the change (version 2).
             max_fee_sat: highest `fee_sat` to accept. Without it, more than 10 % of the rest or 100 sat per byte is
                 declined.
+            waits: called with the server's code each time that it has no settlement yet; `signer_unavailable` and
+                `channel_closing` come after it has accepted the closing.
         """
         return self._run(
             closing.close,
@@ -217,6 +226,7 @@ class Channel(ChannelBase):
             fee_sat=fee_sat,
             change_address=change_address,
             max_fee_sat=max_fee_sat,
+            waits=waits,
         )
 
     def forget(self, *, chain_was_asked: bool = False) -> Path:
@@ -329,13 +339,21 @@ class AsyncChannel(ChannelBase):
     async def spent(self, txid: str) -> ChannelRecord:
         return await self._run(recovery.spent, txid)
 
-    async def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
+    async def close(
+        self,
+        fee_sat: int = 0,
+        change_address: str = "",
+        *,
+        max_fee_sat: int | None = None,
+        waits: closing.Watcher | None = None,
+    ) -> Settled:
         return await self._run(
             closing.close,
             self._settings.patience,
             fee_sat=fee_sat,
             change_address=change_address,
             max_fee_sat=max_fee_sat,
+            waits=waits,
         )
 
     async def forget(self, *, chain_was_asked: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -23,9 +24,21 @@ _MARKUP = re.compile(r"\\\[|\[/?(?:bold|dim|green|red|yellow)\]")
 
 def plain_unless_wide(command: Any) -> Any:
     """Let a click command and those below it show plain help, unless the output is a wide terminal; return it."""
-    if not (sys.stdout and sys.stdout.isatty() and shutil.get_terminal_size().columns >= _FRAMED_COLUMNS):
+    _name_numbers(command)
+    wide = sys.stdout and sys.stdout.isatty() and shutil.get_terminal_size().columns >= _FRAMED_COLUMNS
+    if not wide or os.environ.get("NO_COLOR"):
         _make_plain(command)
     return command
+
+
+def _name_numbers(command: Any) -> None:
+    """Call the number of each option N that has no better name; integers and fractions have names of their own."""
+    for parameter in command.params:
+        is_number = getattr(parameter.type, "name", "").split()[0:1] in (["integer"], ["float"])
+        if parameter.param_type_name == "option" and is_number and parameter.metavar is None:
+            parameter.metavar = "N"
+    for below in getattr(command, "commands", {}).values():
+        _name_numbers(below)
 
 
 def _make_plain(command: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -28,7 +29,8 @@ def _console(*, stderr: bool) -> Console:
         def on_broken_pipe(self) -> None:
             drop_output(cast("TextIO", self.file))
 
-    return Output(stderr=stderr, highlight=False)
+    # https://no-color.org: Rich alone would still print bold and dim
+    return Output(stderr=stderr, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 out = cast("Console", AtFirstUse(partial(_console, stderr=False)))

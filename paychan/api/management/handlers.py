@@ -24,7 +24,7 @@ from paychan.api.management.origin import check_origin
 from paychan.api.responses import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed
-from paychan.protocol.channel import Channel, Close, CloseReason, State
+from paychan.protocol.channel import Channel, Close, CloseReason, State, can_move
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     BackupFailed,
@@ -74,6 +74,8 @@ class ChannelInfo(Struct, frozen=True):
     """Whether a withdrawal is in progress; the channel accepts payments again once it has enough confirmations."""
     moved_to: str | None
     """Outpoint at which the channel continues."""
+    movable: bool
+    """Whether the channel can continue after a withdrawal: its change goes back to its own funding address."""
 
 
 def channel_info(channel: Channel, network: Network) -> ChannelInfo:
@@ -100,6 +102,7 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
         spent_by=closing.spent_by[::-1].hex() if closing and channel.state is State.LOST else None,
         moving=isinstance(end, ChannelMoving),
         moved_to=end.fields["outpoint"] if isinstance(end, ChannelMoved) else None,
+        movable=can_move(channel),
     )
 
 
@@ -256,6 +259,8 @@ class WithdrawalsHandler(ManagementHandler):
             channel async for channel in walk(self.service.context.store, State.OPEN) if channel.received_sat >= above
         ]
         named = [channel.outpoint for channel in earned if can_withdraw(channel)]
+        elsewhere = sum(not can_move(channel) for channel in earned)
+        opening_only = len(earned) - len(named) - elsewhere
         began = await self._withdraw_all(named)
         refused = [(at, error) for at, error in zip(named, began, strict=True) if isinstance(error, PaychanError)]
         self.answer(
@@ -265,6 +270,7 @@ class WithdrawalsHandler(ManagementHandler):
                 "channels": [self.info(moving) for moving in began if isinstance(moving, Channel)],
                 "refused": [{"channel": str(at), "code": error.code, "error": str(error)} for at, error in refused],
                 "not_withdrawable": len(earned) - len(named),
+                "not_withdrawable_because": {"change_elsewhere": elsewhere, "opening_only": opening_only},
             },
         )
 

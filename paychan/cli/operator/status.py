@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paychan.cli.operator.withdrawals import show_withdrawals
 from paychan.cli.options import ConfigFile, find
-from paychan.cli.terminal import JsonOption, fail, say, show_facts, show_json, show_table, whole
+from paychan.cli.terminal import JsonOption, fail, next_command, say, show_facts, show_json, show_table, whole
 from paychan.shared.encoding import ReaderGone
-from paychan.shared.layout import Cell, Column, Value
+from paychan.shared.layout import Column, Value
 from paychan.shared.tls import verification
 from paychan.shared.wording import moment, relative, sat
 
@@ -35,6 +36,9 @@ _COLOURS = {"ok": "green", "warning": "yellow", "critical": "red"}
 _SECONDS = 30.0
 _LONG_SECONDS = 600.0
 """For commands that sign and broadcast each of many channels before the answer."""
+
+_ALARM_LETTERS = 240
+"""Longest text of an alarm on its line."""
 
 _UNKNOWN = 3
 _EXIT_STATUS = {"ok": 0, "warning": 1, "critical": 2}
@@ -106,8 +110,15 @@ def _show_status(health: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
     say("")
     _show_economy(totals, health["network"])
     for alarm in health["alarms"]:
-        concerned = f" {alarm['channel']}" if alarm["channel"] else ""
-        say(f"alarm  {alarm['kind']}{concerned}: {alarm['text']}", "red" if alarm["critical"] else "yellow")
+        say(f"alarm  {_alarm_line(alarm)}", "red" if alarm["critical"] else "yellow")
+
+
+def _alarm_line(alarm: Mapping[str, Any]) -> str:
+    """Say an alarm in one short line: a channel once, and a long text without its end, which --json has."""
+    channel, text = alarm["channel"], alarm["text"]
+    concerned = f" {channel}" if channel and channel.partition(":")[0] not in text else ""
+    short = text if len(text) <= _ALARM_LETTERS else f"{text[:_ALARM_LETTERS]}…; --json shows all of it"
+    return f"{alarm['kind']}{concerned}: {short}"
 
 
 @app.command(
@@ -126,8 +137,10 @@ def list_channels(
         return
     if not channels:
         say(f"No {state} channels.")
+        if state == "open":
+            next_command("channels", "list", "FILE", "--state", "closed")
         return
-    numbers = [Column(name, is_number=True) for name in ("expires", "received sat", "left sat", "payments")]
+    numbers = [Column(name, is_number=True) for name in ("expires", "received sat", "left sat", "later payments")]
     rows = [
         (
             channel["funding_source"],
@@ -141,6 +154,7 @@ def list_channels(
     show_table([Column("channel (txid:vout)"), *numbers], rows)
     if len(channels) == limit:
         say(f"The first {limit:,} channels; --limit shows more.")
+    say("Later payments: without the payment that opened the channel, which counts as received.")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels deposits config/live/server.toml")
@@ -190,6 +204,8 @@ def close(
     """Close a channel: settle the newest payment now."""
     config = _config(file)
     _print_channel(_ask(config, "POST", f"/channels/{_path(config, outpoint)}/close"), as_json=as_json)
+    if not as_json:
+        next_command("channels", "show", "FILE", outpoint)
 
 
 def withdraw(
@@ -212,32 +228,14 @@ def withdraw(
     config = _config(file)
     if outpoint:
         _print_channel(_ask(config, "POST", f"/channels/{_path(config, outpoint)}/withdraw"), as_json=as_json)
+        if not as_json:
+            next_command("channels", "show", "FILE", outpoint)
         return
     answer = _ask(config, "POST", f"/withdraw?above={above}", _LONG_SECONDS)
     if as_json:
         show_json(answer)
     else:
-        _print_withdrawals(answer)
-
-
-def _print_withdrawals(answer: Mapping[str, Any]) -> None:
-    rows: list[tuple[Cell, ...]] = []
-    for channel in answer["channels"]:
-        went = (
-            f"continues at {channel['moved_to']}" if channel["moved_to"] else f"moves by {channel['settlement_txid']}"
-        )
-        rows.append((channel["funding_source"], f"{channel['value_received']:,}", went))
-    rows += [(refusal["channel"], "", Value(refusal["error"], "red")) for refusal in answer["refused"]]
-    if rows:
-        columns = Column("channel (txid:vout)"), Column("withdrawn sat", is_number=True), Column("outcome")
-        show_table(columns, rows)
-    else:
-        say("No channel to withdraw from.")
-    if answer["not_withdrawable"]:
-        say(
-            f"{answer['not_withdrawable']:,} more can't continue: their change goes elsewhere, or only the opening "
-            "payment was made."
-        )
+        show_withdrawals(answer)
 
 
 def _config(file: Path, failed: int = 2) -> ServerConfig:

@@ -18,10 +18,12 @@ from paychan.cli.payer.options import (
     examples,
     least,
 )
-from paychan.cli.terminal import JsonOption, completed, patiently, say, show_json, warn
+from paychan.cli.terminal import JsonOption, command, completed, patiently, say, show_json, warn
 from paychan.shared.wording import sat
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paychan.client import ChannelRecord
     from paychan.client.flows.close import Settled
 
@@ -69,14 +71,15 @@ def close(
 
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         doubt, had = unchecked(channel.record), channel.record
+        waits = None if as_json else _waiting(channel.name)
         try:
             with patiently("Waiting for the server's settlement."):
-                settled = channel.close(fee, to, max_fee_sat=max_fee)
+                settled = channel.close(fee, to, max_fee_sat=max_fee, waits=waits)
         except FeeTooHigh as error:
             if as_json or max_fee is not None or not sys.stdin.isatty():
                 raise
             typer.confirm(f"{error}. Offer {fee} sat anyway?", abort=True)
-            settled = channel.close(fee, to, max_fee_sat=fee)
+            settled = channel.close(fee, to, max_fee_sat=fee, waits=waits)
         returned = settled.change_sat + settled.offered_fee_sat == had.agreed_sat
         dropped = had.pending_sat if returned and had.closing_sat is None else 0
         if as_json:
@@ -115,6 +118,7 @@ def _show_settled(name: str, settled: Settled, doubt: str, dropped: int, *, own_
             if own_address
             else completed(f"`paychan channel key {name}`, unless that address belongs to your own wallet"),
         ),
+        ("Next", command("channel", "status", name)),
     )
     if paid is not None and offered > paid:
         warn(f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less.")
@@ -136,6 +140,25 @@ def _confirm(record: ChannelRecord, *, yes: bool, as_json: bool) -> None:
 
 
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before a channel of the network live is forgotten.")]
+
+
+def _waiting(name: str) -> Callable[[str], None]:
+    """Return a function that says once that a closing was accepted, and why there is no settlement yet."""
+    said: list[str] = []
+
+    def waits(code: str) -> None:
+        why = {
+            "signer_unavailable": "The server has accepted the closing, but its signer is away.",
+            "channel_closing": "The server has accepted the closing, and has not settled it yet.",
+        }.get(code)
+        if why and not said:
+            said.append(code)
+            warn(
+                f"{why} It settles by itself later, so you may end this command (Ctrl-C); "
+                f"`paychan channel status {name}` shows the settlement."
+            )
+
+    return waits
 
 
 def forget(

@@ -148,7 +148,7 @@ def next_step(record: ChannelRecord) -> Cell:
             return command("channel", "pay", name, "--resume")
         enough = record.left_sat >= _EXAMPLE_SAT + record.dust_sat
         return command("channel", "pay", name, _EXAMPLE_SAT) if enough else command("channel", "close", name)
-    return command("channel", "close", name) if record.state is State.CLOSING else ""
+    return command("channel", "status", name) if record.state is State.CLOSING else ""
 
 
 def show(record: ChannelRecord, as_json: bool) -> None:

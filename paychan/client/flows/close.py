@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import msgspec
 from msgspec import Struct
 
@@ -25,7 +28,7 @@ from paychan.client.transport.answers import check_result, read_result, refusal,
 from paychan.client.transport.effects import Flow, Patience, Request, Response, Save, is_busy
 from paychan.protocol.address import decode_address
 from paychan.protocol.types import Sat
-from paychan.protocol.wire.rbpcp import ChannelStatus
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
 
 _replace = msgspec.structs.replace
 
@@ -40,6 +43,9 @@ _LEAST_SAT_PER_VB = 2
 
 Above this limit the caller must confirm it.
 """
+
+
+Watcher: TypeAlias = Callable[[str], None]
 
 
 class Settled(Struct, frozen=True):
@@ -110,13 +116,19 @@ def _agreed(record: ChannelRecord) -> Request:
 
 
 def close(
-    record: ChannelRecord, patience: Patience, *, fee_sat: int, change_address: str, max_fee_sat: int | None = None
+    record: ChannelRecord,
+    patience: Patience,
+    *,
+    fee_sat: int,
+    change_address: str,
+    max_fee_sat: int | None = None,
+    waits: Watcher | None = None,
 ) -> Flow[Settled]:
     """Ask the server to settle the channel. In version 2 the closing may pay `fee_sat` and name a change address.
 
     The change of a movable channel goes to its home address, since it would otherwise fund the channel again and stay
     locked until the expiry. A closing that got no answer is sent again unchanged. If the server shows the settlement,
-    it must pay the change.
+    it must pay the change. `waits` is called with the server's code each time that it has no settlement yet.
 
     Raises:
         FeeTooHigh: `fee_sat` is above `max_fee_sat`, or without that above `most_fee_sat`.
@@ -134,18 +146,15 @@ def close(
     if record.state in (State.NEW, State.REFUNDED):
         raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
     if record.closing_sat is None:
-        most_sat = most_fee_sat(record.agreed_sat) if max_fee_sat is None else max_fee_sat
-        if fee_sat > most_sat:
-            rule = f"{_MOST_PERCENT} % of {record.agreed_sat} sat, and {_MOST_SAT_PER_VB} sat per byte"
-            raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule if max_fee_sat is None else "your own limit")
+        _check_fee(record, fee_sat, max_fee_sat)
         record = _closing(record, fee_sat, change_address or (record.home_address if record.movable else ""))
         yield Save(record)
-    record, response = yield from _ask_to_close(record, patience)
+    record, response = yield from _ask_to_close(record, patience, waits)
     if record.left_sat < (record.closing_sat or 0) and holds_pending(record, response):
         fee = record.agreed_sat - (record.closing_sat or 0)
         record = _closing(_replace(record, acknowledged_sat=record.signed_sat), fee, record.closing_address)
         yield Save(record)
-        record, response = yield from _ask_to_close(record, patience)
+        record, response = yield from _ask_to_close(record, patience, waits)
     gone = gone_record(record, response)
     if gone is not None and gone.ended:
         yield Save(gone)
@@ -154,19 +163,7 @@ def close(
     closing_sat = record.closing_sat or Sat(0)
     # RBPCP §6.4: v2 reports 0 left in the channel, v1 reports the change.
     check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
-    record, paid = read_settlement(record, result)
-    closing_sat = record.closing_sat or Sat(0)
-    offered = Sat(record.agreed_sat - closing_sat)
-    record = _replace(
-        record,
-        state=State.CLOSED,
-        signed_sat=closing_sat,
-        acknowledged_sat=closing_sat,
-        refused=False,
-        settlement_txid=settlement_txid(result),
-        offered_fee_sat=offered,
-        paid_fee_sat=paid,
-    )
+    record = _closed(record, result)
     yield Save(record)
     return settled(record)
 
@@ -193,8 +190,16 @@ def _with_settlement(record: ChannelRecord, patience: Patience) -> Flow[ChannelR
     return there
 
 
-def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[tuple[ChannelRecord, Response]]:
-    seen = yield from ask_channel(record, _last, patience, busy=_is_settling)
+def _ask_to_close(
+    record: ChannelRecord, patience: Patience, waits: Watcher | None
+) -> Flow[tuple[ChannelRecord, Response]]:
+    def is_settling(response: Response) -> bool:
+        settling = _is_settling(response)
+        if settling and waits is not None:
+            waits(refusal(response).code)
+        return settling
+
+    seen = yield from ask_channel(record, _last, patience, busy=is_settling)
     return seen.record, seen.response
 
 
@@ -233,6 +238,31 @@ def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> Channe
         closing_address=change_address,
         signed_sat=min(record.left_sat, Sat(change)),
     )
+
+
+def _closed(record: ChannelRecord, result: PaymentResult) -> ChannelRecord:
+    """Return the record of a channel that the answer says is settled. Raises `ServerMisbehaved`."""
+    record, paid = read_settlement(record, result)
+    closing_sat = record.closing_sat or Sat(0)
+    offered = Sat(record.agreed_sat - closing_sat)
+    return _replace(
+        record,
+        state=State.CLOSED,
+        signed_sat=closing_sat,
+        acknowledged_sat=closing_sat,
+        refused=False,
+        settlement_txid=settlement_txid(result),
+        offered_fee_sat=offered,
+        paid_fee_sat=paid,
+    )
+
+
+def _check_fee(record: ChannelRecord, fee_sat: int, max_fee_sat: int | None) -> None:
+    """Check a fee to offer. Raises `FeeTooHigh`."""
+    most_sat = most_fee_sat(record.agreed_sat) if max_fee_sat is None else max_fee_sat
+    if fee_sat > most_sat:
+        rule = f"{_MOST_PERCENT} % of {record.agreed_sat} sat, and {_MOST_SAT_PER_VB} sat per byte"
+        raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule if max_fee_sat is None else "your own limit")
 
 
 def _is_settling(response: Response) -> bool:

@@ -147,7 +147,7 @@ def ask(
             if 300 <= answer.status < 400 and not (follows and answer.status in MOVED):
                 raise ServerMisbehaved(what="redirect", got=answer.status, want="an answer")
             wanted = _retry_after(answer)
-            if last or not busy(answer) or wanted > patience.longest_pause_seconds:
+            if not busy(answer) or last or wanted > patience.longest_pause_seconds:
                 return Reply(answer, repeated=attempt > 1)
             pause, heard = max(pause, wanted), answer
         elif _is_last(answer) and heard is not None:
