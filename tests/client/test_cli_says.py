@@ -145,7 +145,7 @@ def test_fault_59_an_amount_that_does_not_suffice_is_refused(amount: int) -> Non
         refused = run_command("new", liar.url, "--hours", 100, "--amount", amount)
 
     assert refused.exit_code == 1
-    assert f"amount to fund in satoshi is {amount}, want at least {OPEN_PRICE_SAT + 700}" in refused.stderr
+    assert f"amount to fund in satoshi is {amount:,}, want at least {OPEN_PRICE_SAT + 700:,}" in refused.stderr
     assert run_json("list") == []
 
 
