@@ -10,6 +10,9 @@ from paychan.shared.wording import clock
 from signer.audit.chain import Entry
 from signer.cli.terminal import show_table
 
+_SHOWN_DIGITS = 12
+"""Digits of a txid in the table."""
+
 _COLOURS = {"signed": "green", "given": "green", "would-refuse": "yellow", "refused": "red", "failed": "red"}
 
 
@@ -29,7 +32,8 @@ def show_decisions(entries: Sequence[Entry]) -> None:
         Column("asked"),
         Column("received sat", is_number=True),
         Column("fee sat", is_number=True),
-        Column("of"),
+        Column("count"),
+        Column("channels"),
         Column("decision"),
     )
     rows = [
@@ -40,7 +44,8 @@ def show_decisions(entries: Sequence[Entry]) -> None:
             entry.asked.removesuffix("Request"),
             _sat(_received(entry)),
             _sat(entry.about.get("child_fee_sat", entry.about.get("fee_sat"))),
-            _channel(entry),
+            _count(entry),
+            " ".join(map(_shortened, outpoints(entry))),
             _decision(entry),
         )
         for entry in entries
@@ -53,13 +58,17 @@ def _decision(entry: Entry) -> Value:
     return Value(f"{entry.verdict} {why}".rstrip(), _COLOURS[entry.verdict])
 
 
-def _channel(entry: Entry) -> str:
-    """Return the outpoints, or the number of counted requests."""
-    found = outpoints(entry)
-    if not found:
-        units = {"count": "times", "payments": "payments"}
-        return next((f"{entry.about[name]} {unit}" for name, unit in units.items() if name in entry.about), "")
-    return " ".join(found)
+def _count(entry: Entry) -> str:
+    """Return the number of counted requests or payments, for a decision without channels."""
+    units = {"count": "times", "payments": "payments"}
+    named = (f"{entry.about[name]} {unit}" for name, unit in units.items() if name in entry.about)
+    return "" if outpoints(entry) else next(named, "")
+
+
+def _shortened(outpoint: str) -> str:
+    """Shorten a txid to a beginning that `--outpoint` takes; `--json` has all of it."""
+    txid, _, vout = outpoint.partition(":")
+    return f"{txid[:_SHOWN_DIGITS]}…:{vout}"
 
 
 def _received(entry: Entry) -> int | None:
