@@ -38,7 +38,7 @@ _MOST_URL = 2000
 
 _RETRY_AFTER_SECONDS = 5
 
-EXPOSED = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, WWW-Authenticate, Payment-Receipt, Retry-After, Date"
+EXPOSED = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, WWW-Authenticate, Payment-Receipt, X-Paychan-Receipt, Retry-After, Date"
 """Headers of answers that pages of other sites may read."""
 
 CORS = (("Access-Control-Allow-Origin", "*"), ("Access-Control-Expose-Headers", EXPOSED))
@@ -49,7 +49,10 @@ PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
     (
         "Access-Control-Allow-Headers",
-        "*, Authorization, Payment-Authorization, PAYMENT-SIGNATURE, Accept-Payment, Idempotency-Key, Content-Type",
+        (
+            "*, Authorization, Payment-Authorization, PAYMENT-SIGNATURE, Accept-Payment, Idempotency-Key, Content-Type, "
+            "X-Paychan-Want-Receipt"
+        ),
     ),
     ("Access-Control-Max-Age", "600"),
     ("Cache-Control", "no-store"),

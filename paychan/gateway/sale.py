@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import aiohttp
 import structlog
@@ -20,9 +22,17 @@ from paychan.gateway.discovery import Catalogues
 from paychan.gateway.forwarding import private
 from paychan.gateway.offering import CORS, Offering
 from paychan.gateway.prices import PriceList, Route
+from paychan.gateway.receipt_key import ReceiptKey
+from paychan.protocol import receipts
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.types import Sat
+from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import RequestUnderWay, UpstreamFailed
+
+WANT_RECEIPT_HEADER = "X-Paychan-Want-Receipt"
+"""Field of a request, with any value: the payer wants a signed receipt."""
+
+SIGNED_RECEIPT_HEADER = "X-Paychan-Receipt"
+"""Field of the answer: the signed receipt (`protocol.receipts`) in standard base64."""
 
 log = structlog.get_logger("gateway")
 
@@ -42,6 +52,7 @@ class Shop:
     """Returns the payer's address, scheme and host, by the connection or a trusted proxy's word."""
     clock: Callable[[], float]
     failing: RateLimitedLog
+    receipts: ReceiptKey
 
 
 @dataclass
@@ -69,10 +80,31 @@ class Sale:
             offer = self.shop.offering.offer(self.route, self.facts)
             name, value = self.shop.cashier.success_header(self.paid, self.charged, offer)
             headers[name] = value
+            self._add_receipt(headers)
             private(headers)
             for cors_name, cors_value in CORS:
                 headers.setdefault(cors_name, cors_value)
         return headers
+
+    def _add_receipt(self, headers: CIMultiDict[str]) -> None:
+        """Add a signed receipt if the payer asked for one, and a key for receipts is certified."""
+        charged = self.charged
+        if charged is None or WANT_RECEIPT_HEADER not in self.request.headers:
+            return
+        raw = self.shop.receipts.sign(
+            receipts.Paid(
+                channel=charged.outpoint,
+                change_sat=charged.channel.payment.change_sat,
+                charged_sat=charged.charged_sat,
+                credit_sat=charged.channel.credit_sat,
+                method=self.facts.method,
+                url=self.facts.url,
+                time=UnixTime(int(self.shop.clock())),
+                request_sha256=None if self.body is None else sha256(self.body).digest(),
+            )
+        )
+        if raw is not None:
+            headers[SIGNED_RECEIPT_HEADER] = b64encode(raw).decode()
 
     def begin(self) -> None:
         """Note that the answer begins to leave."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
 
+from actors.context import wall_clock
 from paychan.api import forwarded
 from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BACKLOG
@@ -23,6 +24,7 @@ from paychan.gateway.discovery import Catalogues
 from paychan.gateway.front import Front
 from paychan.gateway.prices import PriceList
 from paychan.gateway.proxy import Proxy
+from paychan.gateway.receipt_key import ReceiptKey
 from paychan.gateway.sale import Shop
 from paychan.protocol.types import Network
 from paychan.supervisor import Supervised
@@ -44,6 +46,8 @@ class Gateway:
         self._service, self._prices, self._counter = service, prices, counter
         self._session: aiohttp.ClientSession | None = None
         self._sweeper: Supervised | None = None
+        self._certifying: Supervised | None = None
+        self._receipts = ReceiptKey(service.context.signer, wall_clock)
         self.slots = ConnectionSlots(service.descriptors.gateway, "gateway", service.memory.new_work)
         self.front: Front | None = None
 
@@ -71,6 +75,7 @@ class Gateway:
             client_of=_client_reader(trusts=http.trust_forwarded),
             clock=time,
             failing=RateLimitedLog("an upstream gives no answer"),
+            receipts=self._receipts,
         )
         proxy = Proxy(shop)
         self.front = Front(
@@ -82,6 +87,7 @@ class Gateway:
             max_header_bytes=http.max_header_bytes,
         )
         self._sweeper = service.supervisor.run("gateway connections", self.front.sweep)
+        self._certifying = service.supervisor.run("receipt key", self._receipts.run)
         self.front.listen_on(sockets)
         return int(sockets[0].getsockname()[1])
 
@@ -95,8 +101,9 @@ class Gateway:
         if self.front is not None:
             self.front.pre_shutdown()
             await self.front.shutdown(_STOP_SECONDS)
-        if self._sweeper is not None:
-            await self._sweeper.stop()
+        for task in (self._sweeper, self._certifying):
+            if task is not None:
+                await task.stop()
         if self._session is not None:
             await self._session.close()
 

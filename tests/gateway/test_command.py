@@ -41,6 +41,19 @@ def test_a_service_is_sold_by_one_command_and_paid_by_another(tmp_path: Path, mo
             assert paid.returncode == 0, paid.stderr
             assert '"path": "/"' in paid.stdout
             assert re.search(rf"Paid 25 sat to \S+; \S+,{left} sat are left", paid.stderr)
+        subprocess.run(
+            [PAYCHAN, *found[1].split(), "--max", "25", "--receipt", "receipt.json"], check=True, capture_output=True
+        )
+        identity = re.search(r"identity=(\w{66})", selling.text())
+        assert identity is not None
+        verified = subprocess.run(
+            [PAYCHAN, "receipt", "verify", "receipt.json", "--identity", identity[1]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert verified.returncode == 0, verified.stderr
+        assert "25 sat" in verified.stdout
         too_dear = subprocess.run(
             [PAYCHAN, *found[1].split(), "--max", "24"], capture_output=True, text=True, check=False
         )
@@ -50,7 +63,7 @@ def test_a_service_is_sold_by_one_command_and_paid_by_another(tmp_path: Path, mo
     finally:
         selling.stop()
         upstream.stop()
-    assert len(upstream.calls) == 2
+    assert len(upstream.calls) == 3
 
 
 def test_options_that_belong_together_are_missed(tmp_path: Path) -> None:

@@ -26,37 +26,49 @@ EXAMPLES = examples(
 )
 
 
+ReceiptOption = Annotated[
+    Path | None,
+    typer.Option("--receipt", metavar="FILE", help="Ask for a signed receipt, and write it to a file."),
+]
+
+MaxOption = Annotated[
+    int | None,
+    typer.Option("--max", metavar="SAT", min=0, help="Highest price. \\[default: asks on the terminal]"),
+]
+MaxDayOption = Annotated[
+    int | None,
+    typer.Option("--max-day", metavar="SAT", min=0, help="Highest sum of the wallet's payments on one day (UTC)."),
+]
+HeaderOption = Annotated[
+    list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="Header; may be repeated.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.")
+]
+FollowOption = Annotated[
+    bool, typer.Option("--location", "-L", help="Follow redirects; --max then holds for each host that asks.")
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open a channel if the wallet has none to this server.")]
+
+
 def pay(
     url: Annotated[str, typer.Argument(metavar="URL", help="http:// or https://.", show_default=False)],
-    most: Annotated[
-        int | None,
-        typer.Option("--max", metavar="SAT", min=0, help="Highest price. \\[default: asks on the terminal]"),
-    ] = None,
-    most_a_day: Annotated[
-        int | None,
-        typer.Option("--max-day", metavar="SAT", min=0, help="Highest sum of the wallet's payments on one day (UTC)."),
-    ] = None,
+    most: MaxOption = None,
+    most_a_day: MaxDayOption = None,
     units: Annotated[
         int, typer.Option(min=1, help="Units to pay for before an answer with a price per event, second or the like.")
     ] = 1,
     method: Annotated[
         str, typer.Option("--method", "-X", help="HTTP method. \\[default: GET, or POST with --data]")
     ] = "",
-    header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="Header; may be repeated.")
-    ] = None,
+    header: HeaderOption = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Body; @FILE reads a file, @- standard input.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--location", "-L", help="Follow redirects; --max then holds for each host that asks.")
-    ] = False,
-    opens: Annotated[
-        bool, typer.Option("--open", help="Open a channel if the wallet has none to this server.")
-    ] = False,
+    output: OutputOption = None,
+    receipt: ReceiptOption = None,
+    follow: FollowOption = False,
+    opens: OpenOption = False,
     prefer: Annotated[Literal["x402", "mpp"], typer.Option(help="Protocol, if the server offers both.")] = "x402",
     wallet: WalletOption = None,
     as_json: JsonOption = False,
@@ -75,14 +87,20 @@ def pay(
             output.expanduser().open("ab").close()  # an answer that is paid for must have its place
         purse = Purse(budget, wallet, open_channel=_opener(wallet) if opens else None, prefer=prefer, units=units)
         body = None if data is None else _body(data)
+        wanted = [] if receipt is None else [("X-Paychan-Want-Receipt", "1")]
         with (
             paid_client(purse, follow_redirects=follow, timeout=60) as client,
             _translated(url),
             client.stream(
-                method or ("GET" if body is None else "POST"), url, headers=_headers(header or []), content=body
+                method or ("GET" if body is None else "POST"),
+                url,
+                headers=_headers(header or []) + wanted,
+                content=body,
             ) as answer,
         ):
             bills = [bill for each in (*answer.history, answer) if (bill := each.extensions.get("paychan"))]
+            if receipt is not None:
+                _keep_receipt(answer, receipt)
             _show(answer, bills, output, as_json=as_json)
 
 
@@ -158,6 +176,20 @@ def _body(data: str) -> bytes:
     if data == "@-":
         return sys.stdin.buffer.read()
     return Path(data[1:]).expanduser().read_bytes() if data.startswith("@") else data.encode()
+
+
+def _keep_receipt(answer: httpx.Response, file: Path) -> None:
+    """Write the signed receipt of an answer."""
+    import binascii
+
+    try:
+        raw = binascii.a2b_base64(answer.headers.get("X-Paychan-Receipt", ""))
+    except binascii.Error:
+        raw = b""
+    if raw:
+        file.expanduser().write_bytes(raw + b"\n")
+    else:
+        err.print("The answer has no signed receipt.", soft_wrap=True)
 
 
 def _show(answer: httpx.Response, bills: list[Bill], output: Path | None, *, as_json: bool) -> None:
