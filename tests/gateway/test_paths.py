@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from paychan.gateway.paths import MAX_PATH_BYTES, PathTree, Pattern, segments
 from paychan.gateway.prices import parse_prices
 from paychan.protocol.errors import AmbiguousPath, NotForSale
+from tests.lib.looped import looped
 
 LIST = parse_prices(
     """
@@ -52,14 +53,14 @@ AMBIGUOUS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", AMBIGUOUS, ids=lambda path: repr(path[:30]))
+@looped("path", AMBIGUOUS, ids=lambda path: repr(path[:30]))
 def test_a_path_that_two_programs_could_read_differently_is_refused(path: str) -> None:
     """Dot segments, empty segments, separators in other forms, needless encoding, and what is no path."""
     with pytest.raises(AmbiguousPath):
         LIST.find("GET", path)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("path", "price"),
     [
         ("/v1/tile/5", 25), ("/v1/tile/5.", 25), ("/V1/Tile/5", 25), ("/v1/tile/5/", 25), ("/v1/tile/%C3%A9", 25), ("/v1/tile/*", 25),

@@ -16,6 +16,7 @@ from paychan.gateway.saidprice import said_price
 from paychan.protocol.errors import AmbiguousPath, MethodNotAllowed
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Sat
+from tests.lib.looped import looped
 from tests.lib.readme import ROOT
 
 TOP = 'upstream = "http://127.0.0.1:5000/base/"\n'
@@ -29,7 +30,7 @@ def listed(*routes: str, top: str = TOP) -> PriceList:
     return parse_prices(top + "".join(routes), "prices.toml")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "key", "reason"),
     [
         (TOP, "route", "at least one [[route]]"),
@@ -196,7 +197,7 @@ def test_the_example_of_the_page_is_a_price_list() -> None:
     assert prices.find("POST", "/v1/chat").is_ceiling
 
 
-@pytest.mark.parametrize(
+@looped(
     ("price", "overrides", "amount", "trouble"),
     [
         ("17", None, 17, ""), (" 0 ", None, 0, ""), ("100", None, 100, ""), ("17", '{"amount":"3"}', 17, ""),

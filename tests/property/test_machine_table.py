@@ -45,6 +45,7 @@ from paychan.protocol.state_machine import TRANSITIONS, apply
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.withdrawing import can_withdraw
 from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, confirmed, step
+from tests.lib.looped import looped
 from tests.vectors.record.generate import samples
 
 ARROWS = {
@@ -154,7 +155,7 @@ CASES = [
     pytest.param(channel, view, id=f"{name}-{view_name}")
     for (name, channel), (view_name, view) in product(SAMPLES.items(), VIEWS.items())
 ]
-each_case = pytest.mark.parametrize(("channel", "view"), CASES)
+each_case = looped(("channel", "view"), CASES)
 
 
 def test_the_table_is_total() -> None:
@@ -268,7 +269,7 @@ def test_states_move_only_along_the_drawn_arrows() -> None:
     assert taken == ARROWS
 
 
-@pytest.mark.parametrize("name", [name for name, channel in SAMPLES.items() if channel.state is not State.OPEN])
+@looped("name", [name for name, channel in SAMPLES.items() if channel.state is not State.OPEN])
 def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
     """Outside OPEN no command brings value, and only returned funding leads back to OPEN."""
     channel = SAMPLES[name]
@@ -284,7 +285,7 @@ def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
             assert outcome.channel is channel or channel.state is not State.LOST or isinstance(command, chains)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@looped("name", SAMPLES)
 def test_threat_3_a_frozen_server_takes_no_payment(name: str) -> None:
     """Without a reliable chain view the server accepts no payment, but closes channels."""
     channel = SAMPLES[name]
@@ -411,8 +412,8 @@ def test_publishing_needs_a_settlement() -> None:
     assert next_step(outcome.channel) is Step.SIGN
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
-@pytest.mark.parametrize("kind", [Pay, CloseByProof, CloseByPayment])
+@looped("name", sorted(SAMPLES))
+@looped("kind", [Pay, CloseByProof, CloseByPayment])
 def test_fault_75_a_forged_payment_learns_no_number(name: str, kind: type[Pay | CloseByProof | CloseByPayment]) -> None:
     """In every state a refusal of a forged payment names no number of the channel, for any change value."""
     channel = SAMPLES[name]

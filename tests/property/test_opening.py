@@ -18,6 +18,7 @@ from paychan.protocol.terms import min_expiry
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer
 from tests.lib.ecdsa import high_s_twin
+from tests.lib.looped import looped
 
 PAYER = Payer("opening")
 OTHER = Payer("other opening")
@@ -90,7 +91,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize(("opening", "code"), MUTATIONS.values(), ids=MUTATIONS)
+@looped(("opening", "code"), MUTATIONS.values(), ids=MUTATIONS)
 def test_threat_2_one_changed_field_has_its_refusal(opening: Opening, code: str | None) -> None:
     """Each single changed field has its own refusal; a field that the payment does not sign changes only the value."""
     assert code_of(opening) == code

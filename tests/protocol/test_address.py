@@ -18,6 +18,7 @@ from paychan.protocol.address import (
 )
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import Network
+from tests.lib.looped import looped
 
 LIVE_P2PKH, LIVE_P2SH = "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "3P14159f73E4gFr7JterCCQh9QjiTjiZrG"
 TEST_P2PKH, TEST_P2SH = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", "2NEQahmapUBueLzinJEViGkLdXRrzskH7Px"
@@ -95,7 +96,7 @@ def test_the_smallest_output_depends_on_the_type(script: bytes, sat: int) -> Non
     assert least_relayed_sat(script) == sat
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         "",
@@ -142,7 +143,7 @@ def test_threat_37_a_payload_of_another_length_is_refused(size: int) -> None:
         decode_address(checked(b"\x6f" + bytes(size)), Network.TEST)
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v not in {0x6F, 0xC4}])
+@looped("version", [v for v in range(256) if v not in {0x6F, 0xC4}])
 def test_threat_37_every_other_version_byte_is_refused(version: int) -> None:
     """Only the P2PKH and P2SH versions of the network are accepted; the other 254 version bytes are refused."""
     with pytest.raises(Malformed, match=f"address of (version {version}|the live network); want"):

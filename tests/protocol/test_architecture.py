@@ -11,11 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import actors
 import paychan
 import signer
+from tests.lib.looped import looped
 
 ROOT = Path(paychan.__file__).parents[1]
 SERVER_PACKAGES = {"tornado", "pykka", "plyvel", "httpx", "uvloop", "psycopg", "typer", "rich"}
@@ -104,13 +103,13 @@ def test_the_core_loads_no_server_package() -> None:
     assert {name for name in loaded if name.startswith("paychan.")} <= {"paychan.protocol", *PROTOCOL}
 
 
-@pytest.mark.parametrize("module", PROTOCOL)
+@looped("module", PROTOCOL)
 def test_the_core_imports_pure_modules_alone(module: str) -> None:
     """A module of the core imports only pure modules and modules of the core."""
     assert imports_of(module) <= PURE | set(PROTOCOL)
 
 
-@pytest.mark.parametrize("module", SHARED)
+@looped("module", SHARED)
 def test_threat_43_what_server_and_signer_share_imports_the_standard_library_alone(module: str) -> None:
     """A module that both processes run brings no package into the one that holds the keys, but `WORDS` (threat 43)."""
     imported = imports_of(module)
@@ -140,7 +139,7 @@ def test_the_root_package_is_empty() -> None:
     assert not (ROOT / "paychan" / "__init__.py").read_text().strip()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@looped("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_stay_small(path: Path) -> None:
     """No module is longer than 400 lines, and no function longer than 60."""
     source = path.read_text()

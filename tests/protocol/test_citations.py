@@ -7,8 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-import pytest
-
+from tests.lib.looped import looped
 from tests.lib.threats import THREATS
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +80,7 @@ def test_threats_exist() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", [path for path in sources() if path.suffix == ".md"], ids=lambda path: path.name)
+@looped("path", [path for path in sources() if path.suffix == ".md"], ids=lambda path: path.name)
 def test_files_and_tests_that_pages_name_exist(path: Path) -> None:
     """A path in backticks is a file or folder of the repository or its tests; a test named after it is in that file."""
     wrong = []

@@ -24,6 +24,7 @@ from paychan.protocol.errors import (
     Unpaid,
     ValueBackwards,
 )
+from tests.lib.looped import looped
 
 ROOT = Path(__file__).parents[2]
 LEAVES = list(PaychanError.table.values())
@@ -52,7 +53,7 @@ SPECIAL = {
     "upstream_failed": 502,
 }
 
-each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
+each_leaf = looped("leaf", LEAVES, ids=lambda leaf: leaf.code)
 
 
 def fields_of(leaf: type[PaychanError]) -> dict[str, int]:

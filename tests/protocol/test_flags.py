@@ -11,6 +11,7 @@ from paychan.protocol.payment import Payment, change_problem
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
 from tests.lib.channels import VIEW, Payer
+from tests.lib.looped import looped
 
 DUST = Sat(700)
 SINGLE, NONE = 0x83, 0x82
@@ -21,7 +22,7 @@ def problem(flag: int, change: int) -> PaychanError | None:
     return change_problem(Payment(Sat(change), b"\x30" + bytes(7), flag), P2SH, DUST)
 
 
-@pytest.mark.parametrize("flag", range(256))
+@looped("flag", range(256))
 def test_threat_14_two_flags_of_256(flag: int) -> None:
     """Only 0x83 with change and 0x82 without change are accepted; the other 254 bytes are always refused."""
     with_change, drained = problem(flag, 100_000), problem(flag, 0)
@@ -34,7 +35,7 @@ def test_threat_14_two_flags_of_256(flag: int) -> None:
         assert with_change == drained == BadFlag(got=flag)
 
 
-@pytest.mark.parametrize("flag", [flag for flag in range(256) if flag != SINGLE])
+@looped("flag", [flag for flag in range(256) if flag != SINGLE])
 def test_threat_14_a_correctly_signed_payment_under_another_flag_is_refused(flag: int) -> None:
     """A valid signature with any of the other 255 flag bytes is refused."""
     payer = Payer("flags")

@@ -38,6 +38,7 @@ from paychan.protocol.wire.challenge_header import MAX_BYTES, quoted, read_chall
 from paychan.protocol.wire.mpp_challenge import Challenge, challenge_header, challenge_id, challenge_json, challenges
 from paychan.protocol.wire.offers import ChannelState, Offer, Settled, Voucher
 from tests.lib import paidvectors as vectors
+from tests.lib.looped import looped
 from tests.lib.vectors import read_vectors
 from tests.protocol.test_x402_wire import OTHER_TERMS, actions, offers, sats, states, values
 
@@ -55,7 +56,7 @@ def test_a_valid_header_has_its_meaning(case: dict[str, Any]) -> None:
     assert vectors.judge_mpp(case["header"], case["value"]) == case["meaning"]
 
 
-@pytest.mark.parametrize("case", INVALID["cases"], ids=lambda case: case["name"])
+@looped("case", INVALID["cases"], ids=lambda case: case["name"])
 def test_an_invalid_header_has_its_code(case: dict[str, Any]) -> None:
     """The value is refused by the code that the vector names."""
     assert case["code"] in {*PaychanError.table, "another scheme"}
@@ -246,7 +247,7 @@ def test_forms_of_a_time(text: str, time: int) -> None:
     assert read_time(text, "expires") == time
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     ["", "2026-12-01", "2026-12-01T12:00:00", "2026-12-01 12:00:00Z", "2026-13-01T00:00:00Z", "2026-00-01T00:00:00Z",
      "2026-02-29T00:00:00Z", "2100-02-29T00:00:00Z", "2026-12-00T00:00:00Z", "2026-12-01T24:00:00Z",

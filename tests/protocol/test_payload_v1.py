@@ -9,6 +9,7 @@ import pytest
 from paychan.protocol.errors import Malformed
 from paychan.protocol.payment import Payment, decode_v1, encode_v1
 from paychan.protocol.types import MAX_MONEY_SAT, Sat
+from tests.lib.looped import looped
 
 DER = bytes.fromhex("3006020111020122")
 """The shortest strict DER signature: two integers of one byte."""
@@ -55,8 +56,8 @@ def test_the_spellings_differ() -> None:
 FOREIGN = [*"!\"#$%&'()*,.:;<>?@[\\]^`{|}~\n\r\t\0", "é", "\u0661", "\uff21", "\ud800"]
 
 
-@pytest.mark.parametrize("character", FOREIGN, ids=ascii)
-@pytest.mark.parametrize("position", [0, 5, -1])
+@looped("character", FOREIGN, ids=ascii)
+@looped("position", [0, 5, -1])
 def test_threat_27_characters_outside_the_alphabet_are_refused(character: str, position: int) -> None:
     """The reader skips or guesses no character outside the two alphabets (threat 27)."""
     text = list(TEXT)
@@ -84,7 +85,7 @@ def test_padding_elsewhere_or_too_much_is_refused(text: str) -> None:
         decode_v1(text)
 
 
-@pytest.mark.parametrize("size", range(17))
+@looped("size", range(17))
 def test_short_payloads_are_refused(size: int) -> None:
     """A payload below the least length is refused at every length, and the reader does not read past its end."""
     whole = (1000).to_bytes(8, "little") + DER + b"\x83"
@@ -106,14 +107,14 @@ def test_trailing_bytes_are_refused(tail: bytes) -> None:
         decode_v1(payload(1000, tail=tail))
 
 
-@pytest.mark.parametrize("length", [number for number in range(256) if number != DER[1]])
+@looped("length", [number for number in range(256) if number != DER[1]])
 def test_every_other_length_byte_is_refused(length: int) -> None:
     """The DER length byte must leave exactly one byte for the flag; the 255 other values are refused."""
     with pytest.raises(Malformed):
         decode_v1(payload(1000, bytes([0x30, length]) + DER[2:]))
 
 
-@pytest.mark.parametrize("first", [number for number in range(256) if number != 0x30])
+@looped("first", [number for number in range(256) if number != 0x30])
 def test_every_other_first_byte_is_refused(first: int) -> None:
     """A signature begins with the tag of a DER sequence."""
     with pytest.raises(Malformed):
@@ -139,7 +140,7 @@ def test_threat_40_change_above_all_bitcoins_is_refused(change: int) -> None:
         decode_v1(payload(change))
 
 
-@pytest.mark.parametrize("flag", range(256))
+@looped("flag", range(256))
 def test_every_flag_byte_is_read_as_it_is(flag: int) -> None:
     """The reader keeps the flag byte; one later check has the rule about it."""
     assert decode_v1(payload(1000, flag=flag)).flag == flag

@@ -21,6 +21,7 @@ from paychan.protocol.receipts import (
 )
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat, UnixTime
 from paychan.protocol.wire.canonical import canonical_json
+from tests.lib.looped import looped
 from tests.lib.vectors import read_vectors
 
 VECTORS = read_vectors("receipts.json")
@@ -172,7 +173,7 @@ def test_the_certified_key_signs() -> None:
         assert fault(sign_receipt(PAID, CERTIFICATE, key)) is Fault.BAD_SIGNATURE
 
 
-@pytest.mark.parametrize(
+@looped(
     ("path", "value"),
     [
         ("charged_sat", -1),

@@ -14,6 +14,7 @@ from paychan.api.stream import handler as stream
 from paychan.config import Chain
 from tests.api.test_cors import PATHS
 from tests.contract.chains import WORLDS
+from tests.lib.looped import looped
 
 PAGE = Path(__file__).parents[2] / "paychan" / "api" / "README.md"
 SAMPLES = {"txid": "0" * 64, "vout": "0", "expiry": "1500000000", "client_pubkey": "02" + "11" * 32}
@@ -36,7 +37,7 @@ def documented() -> set[str]:
     return paths
 
 
-@pytest.mark.parametrize("pattern", EVERY)
+@looped("pattern", EVERY)
 def test_every_route_is_in_the_page(pattern: str) -> None:
     """paychan/api/README.md names each route of clients and operator."""
     assert any(re.fullmatch(pattern, path) for path in documented())

@@ -13,11 +13,12 @@ from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.record import VERSION, decode_record, encode_record, record_seq
 from paychan.protocol.types import OutPoint
 from tests.lib.channels import Payer
+from tests.lib.looped import looped
 from tests.lib.vectors import DIRECTORY
 from tests.vectors.record.generate import samples
 
 SAMPLES = {path.stem: bytes.fromhex(path.read_text()) for path in sorted((DIRECTORY / "record").glob("*.hex"))}
-each_sample = pytest.mark.parametrize("raw", SAMPLES.values(), ids=SAMPLES)
+each_sample = looped("raw", SAMPLES.values(), ids=SAMPLES)
 
 # name, in every version that has it: state, seq, payments, satoshi received, closing reason, next step
 MEANING: dict[str, tuple[State, int, int, int, CloseReason | None, Step | None]] = {
@@ -79,7 +80,7 @@ def fields(raw: bytes) -> list[Any]:
 # --- versions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@looped("name", SAMPLES)
 def test_frozen_samples_keep_their_meaning(name: str) -> None:
     """Every record of every version still decodes to the same channel."""
     channel, version, name = decode_record(SAMPLES[name]), *name.split("_", 1)
@@ -126,7 +127,7 @@ def test_samples_cover_every_state_and_step() -> None:
     assert set(columns[5]) == {*Step, None}
 
 
-@pytest.mark.parametrize("name", samples())
+@looped("name", samples())
 def test_the_layout_is_still_that_of_the_samples(name: str) -> None:
     """New records have the layout of the frozen ones: a new field or meaning needs new samples first."""
     assert encode_record(samples()[name]) == SAMPLES[f"v{VERSION}_{name}"]
@@ -189,7 +190,7 @@ def test_threat_12_bytes_after_a_record_are_damage() -> None:
         decode_record(resealed(raw, raw[9:-4] + b"\x00"))
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2, 3, 4)])
+@looped("version", [v for v in range(256) if v not in (1, 2, 3, 4)])
 def test_other_versions_are_not_guessed(version: int) -> None:
     """A record of a version that this program does not know is refused, with both numbers."""
     content = bytes([version]) + SAMPLES["v1_open"][1:-4]
@@ -207,8 +208,8 @@ def test_head_and_body_must_hold_one_sequence_number() -> None:
         decode_record(content + zlib.crc32(content).to_bytes(4, "big"))
 
 
-@pytest.mark.parametrize("name", ["v1_open", "v3_open"])
-@pytest.mark.parametrize(
+@looped("name", ["v1_open", "v3_open"])
+@looped(
     ("position", "value"),
     [
         (0, b"terms"), (0, []), (0, {}), (0, [b"\x02" * 32, b"\x02" * 33, 1_500_000_000]),

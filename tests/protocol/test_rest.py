@@ -22,6 +22,7 @@ from paychan.protocol.wire.rbpcp import (
     read_secret,
     read_v2_body,
 )
+from tests.lib.looped import looped
 
 SIGNATURE = bytes.fromhex("3006020111020122")
 PAYMENT = Payment(Sat(1000), SIGNATURE, 0x83)
@@ -110,8 +111,8 @@ def test_threat_40_more_than_all_bitcoins_is_refused() -> None:
 # --- wrong types ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["change_value", "funding_vout"])
-@pytest.mark.parametrize(
+@looped("key", ["change_value", "funding_vout"])
+@looped(
     "text",
     [
         *("true", "false", "null", "1.0", "1.5", "1e3", "1E3", "-1", "-1.0", '"1"', "[1]", "{}", "1e400", "[]", '""'),
@@ -140,8 +141,8 @@ def test_threat_27_numbers_that_json_does_not_have_are_refused(text: str) -> Non
         assert refusal.value.fields["field"] == "body"
 
 
-@pytest.mark.parametrize("key", ["signature_data", "redeem_script", "funding_txid", "change_address", "sighash_flag"])
-@pytest.mark.parametrize("text", ["1", "true", "null", "[]", "{}", '["63"]'])
+@looped("key", ["signature_data", "redeem_script", "funding_txid", "change_address", "sighash_flag"])
+@looped("text", ["1", "true", "null", "[]", "{}", '["63"]'])
 def test_threat_27_wrong_texts_are_refused(key: str, text: str) -> None:
     """A key for text accepts only text, and the refusal names the key."""
     with pytest.raises(Malformed) as refusal:
@@ -157,8 +158,8 @@ def test_application_data_is_a_text(value: Any) -> None:
         read({"payment_data": S_BODY, "application_data": value})
 
 
-@pytest.mark.parametrize("key", ["signature_data", "redeem_script", "sighash_flag"])
-@pytest.mark.parametrize("damage", [str.upper, lambda h: " " + h, lambda h: h + "\n", lambda h: h[:2] + " " + h[2:],
+@looped("key", ["signature_data", "redeem_script", "sighash_flag"])
+@looped("damage", [str.upper, lambda h: " " + h, lambda h: h + "\n", lambda h: h[:2] + " " + h[2:],
                                     lambda h: h[:-1], lambda h: "0x" + h, lambda h: h[:-1] + "\u0663",
                                     lambda h: h[:-1] + "g"])  # fmt: skip
 def test_threat_27_hex_is_lower_case_and_bare(key: str, damage: Any) -> None:
@@ -247,7 +248,7 @@ def test_missing_keys_are_named(key: str) -> None:
         assert refusal.value.fields == {"field": key}
 
 
-@pytest.mark.parametrize(
+@looped(
     "body",
     [
         b"", b" ", b"null", b"[]", b'""', b"1", b"{", b"{}}", b"{'a':1}", b'{"a":1,}', b'{"a" 1}', b"\x00",
@@ -272,8 +273,8 @@ def test_threat_26_bodies_that_are_no_json_object_are_refused(body: bytes) -> No
         read_v2_body(body)
 
 
-@pytest.mark.parametrize("name", [*S_BODY, *FACTS, "sighash_flag", "payment_data", "application_data"])
-@pytest.mark.parametrize("escape", [False, True], ids=["plain", "escaped"])
+@looped("name", [*S_BODY, *FACTS, "sighash_flag", "payment_data", "application_data"])
+@looped("escape", [False, True], ids=["plain", "escaped"])
 def test_threat_27_repeated_keys_are_refused(name: str, escape: bool) -> None:
     r"""A repeated key, also as `\u0063hange_value`, is refused: parsers disagree on which value counts."""
     texts = {key: json.dumps(value) for key, value in {**A_BODY, **FACTS}.items()}
@@ -316,7 +317,7 @@ def test_secret_in_every_known_spelling(write: Any) -> None:
     assert read_secret(write(secret.hex())) == secret
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         "",

@@ -33,6 +33,7 @@ from paychan.protocol.settlement_plan import (
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import DAY_SECONDS, NOW, RULES, SERVER_DESTINATION, Payer, private_key, step
+from tests.lib.looped import looped
 
 HOUR = 3600
 WINDOW = 4 * HOUR
@@ -258,7 +259,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@looped("case", CASES, ids=lambda case: case.name)
 def test_the_table_of_cases(case: Case) -> None:
     """Each row: what the planner does next for one channel."""
     channel = closing(case.received_sat, case.reason) if case.received_sat > 546 else too_small()

@@ -11,6 +11,7 @@ from paychan.protocol.state_machine import apply
 from tests.lib.channels import VIEW, Payer, private_key
 from tests.lib.ecdsa import ORDER, digest_for, high_s_twin
 from tests.lib.kernel import interpreter_reads
+from tests.lib.looped import looped
 from tests.lib.vectors import read_vectors
 
 SIGNATURES = read_vectors("der_signatures.json")
@@ -19,7 +20,7 @@ STRICTER_THAN_CORE = {HIGH_S, "R is longer than 256 bits"}
 """Core accepts these encodings: it does not relay the first, and the second never verifies."""
 
 each_valid = pytest.mark.parametrize("row", SIGNATURES["valid"], ids=lambda row: row["comment"])
-each_invalid = pytest.mark.parametrize("row", SIGNATURES["invalid"], ids=lambda row: row["comment"])
+each_invalid = looped("row", SIGNATURES["invalid"], ids=lambda row: row["comment"])
 
 
 @each_valid
@@ -75,7 +76,7 @@ def test_threat_17_the_boundary_of_s_is_that_of_libsecp256k1(s: int) -> None:
     assert taken == key.public_key.verify(signature, digest, hasher=None)
 
 
-@pytest.mark.parametrize("position", range(72))
+@looped("position", range(72))
 def test_threat_17_one_byte_changed_anywhere_is_judged_as_core_does(position: int) -> None:
     """For all values of one byte the check refuses what Core refuses, and numbers that are too large."""
     longest = bytes.fromhex(SIGNATURES["valid"][1]["hex"]) + b"\x83"

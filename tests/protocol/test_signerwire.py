@@ -26,6 +26,7 @@ from paychan.protocol.wire.signer_messages import (
 )
 from paychan.protocol.wire.signer_versions import VERSION
 from tests.lib.channels import SERVER_DESTINATION, Payer
+from tests.lib.looped import looped
 
 PAYER = Payer("wire")
 CLAIM = PAYER.channel().claim
@@ -99,7 +100,7 @@ def test_length_prefix_at_the_limits_is_taken(size: int) -> None:
     assert frame_size(size.to_bytes(4, "big")) == size
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v != VERSION])
+@looped("version", [v for v in range(256) if v != VERSION])
 def test_other_versions_are_refused(version: int) -> None:
     """A frame of another version is refused with both versions."""
     body = bytes([version]) + encode_frame(REQUESTS[0])[5:]
@@ -130,7 +131,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+@looped("body", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_bodies_are_refused(body: bytes) -> None:
     """For any invalid bytes the reader raises `WireError`: no crash, no partial message."""
     for decode in (decode_request, decode_reply):

@@ -16,11 +16,12 @@ from paychan.protocol.settlement import build_settlement, settlement_size, sign_
 from paychan.protocol.types import OutPoint, Sat
 from paychan.protocol.wire.rbpcp import opening_secret
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.looped import looped
 from tests.lib.sighash import whole_transaction_digest
 from tests.lib.vectors import JS_CASES, Case
 
 each_case = pytest.mark.parametrize("case", JS_CASES, ids=lambda case: case.name)
-each_payment = pytest.mark.parametrize(
+each_payment = looped(
     ("case", "row"),
     [(case, row) for case in JS_CASES for row in case.payments],
     ids=[f"{case.name}-{number}" for case in JS_CASES for number in range(len(case.payments))],

@@ -43,6 +43,7 @@ from paychan.protocol.wire.x402_json import (
     requirements_of,
 )
 from tests.lib import paidvectors as vectors
+from tests.lib.looped import looped
 from tests.lib.vectors import read_vectors
 
 VALID, INVALID, SDK = (read_vectors(f"x402/{name}.json") for name in ("valid", "invalid", "sdk"))
@@ -129,7 +130,7 @@ def test_a_valid_header_has_its_meaning(case: dict[str, Any]) -> None:
     assert vectors.judge_x402(case["header"], case["value"]) == case["meaning"]
 
 
-@pytest.mark.parametrize("case", INVALID["cases"], ids=lambda case: case["name"])
+@looped("case", INVALID["cases"], ids=lambda case: case["name"])
 def test_an_invalid_header_has_its_code(case: dict[str, Any]) -> None:
     """The value is refused by the code that the vector names."""
     assert case["code"] in {*PaychanError.table, "no offer"}

@@ -42,6 +42,7 @@ from signer.keys.ring import KeyRing, KeySource, SigningKey, StaticKey, hardened
 from signer.ledger.entries import Output
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
+from tests.lib.looped import looped
 from tests.lib.vectors import JS_CASES, Case
 from tests.signer.messages import (
     CLIENT,
@@ -217,7 +218,7 @@ def test_policy_sighash_of_coins_and_children() -> None:
     assert [pushes(txin.scriptSig)[0][-1] for txin in (*settlement.vin[2:], *child.vin)] == [SIGHASH_ALL] * 3
 
 
-@pytest.mark.parametrize("flag", range(256))
+@looped("flag", range(256))
 def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
     """For any hash flag of the client's payment, server signatures have the flag ALL only."""
     recording = Recording(hardened_keys(bytes(32)))

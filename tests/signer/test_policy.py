@@ -30,6 +30,7 @@ from signer.judge.validation import MAX_COINS
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.entries import Output, request_size
 from tests.lib.ledger import MemoryLedger
+from tests.lib.looped import looped
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT_KEY,
@@ -201,7 +202,7 @@ def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest
     assert handler(valid) == before
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), TEMPLATE)
+@looped(("path", "new", "reason"), TEMPLATE)
 def test_policy_template(path: str, new: Any, reason: str) -> None:
     """Only own keys, possible values, standard change scripts, and a layout that can be signed."""
     expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
@@ -219,7 +220,7 @@ def test_policy_destination_of_the_reserve(path: str, new: Any, reason: str) -> 
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-destination", reason, WITH_RESERVE)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), CLIENT_SIGNATURE)
+@looped(("path", "new", "reason"), CLIENT_SIGNATURE)
 def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
     """The client's signature covers exactly this outpoint, change value and script, with the right flag."""
     expect_refusal(mutated(REQUEST, path, new), "policy-client-signature", reason)
