@@ -38,7 +38,7 @@ class Stored(Struct, frozen=True):
 
 
 class StoredAnswers:
-    """The answers of one gateway, and the requests whose answers are on their way."""
+    """The answers of one gateway."""
 
     def __init__(self, settings: Answers, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -48,7 +48,6 @@ class StoredAnswers:
         self._seconds = settings.minutes * 60
         self._kept: OrderedDict[Key, tuple[float, Stored]] = OrderedDict()
         self._bytes = 0
-        self.under_way: set[Key] = set()
 
     def find(self, key: Key) -> Stored | None:
         """Return the answer of a request if it is kept."""

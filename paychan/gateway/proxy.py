@@ -39,7 +39,7 @@ from paychan.gateway.tunnel import is_upgrade, tunnel
 from paychan.protocol.errors import Malformed, MethodNotAllowed, PaychanError, SignerUnavailable
 from paychan.protocol.request_id import NO_BODY
 from paychan.protocol.types import Sat
-from paychan.protocol.unpaid import RequestUnderWay
+from paychan.protocol.unpaid import AlreadyDelivered
 
 log = structlog.get_logger("gateway")
 
@@ -147,26 +147,27 @@ class Proxy:
         return await self._once(sale)
 
     async def _once(self, sale: Sale) -> web.StreamResponse:
-        """Forward a charged request; answer a repetition from the stored answer."""
-        answers, key = self.shop.answers, sale.key
-        if key is None:
+        """Forward a charged request; answer a repetition from the stored answer, or forward it a few times more."""
+        key, paid = sale.key, sale.paid
+        if key is None or paid is None:
             raise TypeError(key)
-        if key in answers.under_way:
-            return refused(sale.request, RequestUnderWay())
-        stored = answers.find(key)
+        stored = self.shop.answers.find(key)
         if stored is not None:
+            if paid.before is not None:  # of a route with a ceiling, the repetition was charged the ceiling again
+                await sale.give_back(paid.before.charged_sat)
             headers = sale.success(CIMultiDict(stored.headers))
             headers["Content-Length"] = str(len(stored.body))
             return web.Response(status=stored.status, reason=stored.reason, headers=headers, body=stored.body)
-        answers.under_way.add(key)
+        problem = self.shop.under_way.begin(key, "", paid.charged.charged_sat, paid.before, monotonic())
+        if problem is not None:
+            if isinstance(problem, AlreadyDelivered) and paid.before is not None:
+                await sale.give_back(paid.before.charged_sat)
+            return refused(sale.request, problem)
         try:
             return await self._forward(sale)
         except BaseException:
-            if not sale.has_begun and sale.charged is not None:
-                self.shop.cashier.charges.release_later(*key)
+            sale.give_back_later()
             raise
-        finally:
-            answers.under_way.discard(key)
 
     # --- forwarding --------------------------------------------------------------------------------------------------
 

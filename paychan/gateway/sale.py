@@ -23,6 +23,7 @@ from paychan.gateway.forwarding import private
 from paychan.gateway.offering import CORS, Offering
 from paychan.gateway.prices import PriceList, Route
 from paychan.gateway.receipt_key import ReceiptKey
+from paychan.gateway.underway import UnderWay
 from paychan.protocol import receipts
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.types import Sat, UnixTime
@@ -53,6 +54,7 @@ class Shop:
     clock: Callable[[], float]
     failing: RateLimitedLog
     receipts: ReceiptKey
+    under_way: UnderWay
 
 
 @dataclass
@@ -111,17 +113,34 @@ class Sale:
         self.has_begun = True
         if self.charged is not None:
             self.shop.cashier.charges.delivered(self.charged.outpoint, self.charged.request)
+            self.shop.under_way.done((self.charged.outpoint, self.charged.request))
 
     async def give_back(self, to_sat: Sat = Sat(0)) -> None:
-        """Lower the charge on disk; if that fails now, the charge stays, and the payer may repeat the request."""
-        charged = self.charged
-        if charged is None or charged.charged_sat <= to_sat:
+        """Lower the charge on disk; if that fails now, the charge stays, and the payer may repeat the request.
+
+        The failure of a repetition takes back nothing that an earlier delivery cost.
+        """
+        charged, key, under_way = self.charged, self.key, self.shop.under_way
+        if charged is None or key is None:
+            return
+        is_over, to_sat = not to_sat, max(to_sat, under_way.least_sat(key))
+        if charged.charged_sat <= to_sat:
+            under_way.lowered(key, charged.charged_sat, is_over=is_over)
             return
         lowered = await self.shop.cashier.charges.release(charged.outpoint, charged.request, to_sat)
         if isinstance(lowered, PaychanError):
             log.warning("charge not given back", channel=str(charged.outpoint), reason=str(lowered))
         else:
             self.charged = lowered
+        under_way.lowered(key, self.charged.charged_sat if self.charged else Sat(0), is_over=is_over)
+
+    def give_back_later(self) -> None:
+        """Give back the price of a request that is being cancelled before its answer began."""
+        key = self.key
+        if key is None or self.has_begun:
+            return
+        self.shop.cashier.charges.release_later(*key, self.shop.under_way.least_sat(key))
+        self.shop.under_way.lowered(key, Sat(0), is_over=True)
 
     def tell_origin(self, headers: CIMultiDict[str]) -> None:
         """Say in the customary fields where the request came from; what a stranger wrote there is replaced."""

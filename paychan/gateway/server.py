@@ -26,6 +26,7 @@ from paychan.gateway.prices import PriceList
 from paychan.gateway.proxy import Proxy
 from paychan.gateway.receipt_key import ReceiptKey
 from paychan.gateway.sale import Shop
+from paychan.gateway.underway import UnderWay
 from paychan.protocol.types import Network
 from paychan.supervisor import Supervised
 
@@ -34,6 +35,8 @@ log = structlog.get_logger("gateway")
 _WORDS = {Network.LIVE: "mainnet", Network.REGTEST: "regtest", Network.TEST: "testnet"}
 _SECRET_BYTES = 32
 _STOP_SECONDS = 10.0
+_LEASE_SECONDS = 86_400.0
+"""Longest time before an answer begins; the route's time-outs end it earlier."""
 _MOST_UPSTREAM = 1000
 """Connections to upstreams."""
 
@@ -76,6 +79,7 @@ class Gateway:
             clock=time,
             failing=RateLimitedLog("an upstream gives no answer"),
             receipts=self._receipts,
+            under_way=UnderWay(_LEASE_SECONDS, service.config.merchant.repeats),
         )
         proxy = Proxy(shop)
         self.front = Front(

@@ -66,6 +66,8 @@ class Upstream:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, dict[str, list[str]], bytes]] = []
+        self.fails: set[str] = set()
+        """Targets that are answered with 500."""
         self.gate = threading.Event()
         self.gate.set()
         self.port = 0
@@ -106,6 +108,8 @@ class Upstream:
         self.calls.append((request.method, request.raw_path, headers, body))
         while not self.gate.is_set():  # noqa: ASYNC110 - another thread opens it
             await asyncio.sleep(0.01)
+        if request.raw_path in self.fails:
+            return web.Response(status=500)
         work = getattr(self, f"_{kind}", None)
         if work is not None:
             return await work(request, argument)

@@ -182,3 +182,28 @@ def test_expectations_are_answered_by_the_gateway(shop: Shop, customer: Customer
                     assert got
                     answer += got
                 assert b"HTTP/1.1 200" in answer
+
+
+def test_a_repetition_takes_back_nothing_that_was_delivered(shop: Shop, customer: Customer) -> None:
+    """An answer too large to be kept is delivered again a few times, then no more; a repetition that fails is no refund."""
+    path = "/v1/big/2?again"
+    headers = customer.headers(path, 25)
+    for _ in range(3):
+        assert len(shop.get(path, headers=headers).content) == 2_000_000
+    refused = shop.get(path, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "already_delivered")
+    other = customer.headers("/v1/big/2?fails", 25)
+    assert shop.get("/v1/big/2?fails", headers=other).status_code == 200
+    shop.upstream.fails.add("/v1/big/2?fails")
+    failed = shop.get("/v1/big/2?fails", headers=other)
+    assert (failed.status_code, Bill(failed).charged_sat) == (500, 25)
+    assert customer.record() == (OPENING_SAT + 50, OPENING_SAT + 50)
+
+
+def test_a_repetition_of_a_told_price_costs_that_price(shop: Shop, customer: Customer) -> None:
+    """The ceiling is not charged for an answer that is sent again."""
+    headers = customer.headers("/told/price/17", 40)
+    for _ in range(2):
+        answer = shop.get("/told/price/17", headers=headers)
+        assert (answer.status_code, Bill(answer).charged_sat) == (200, 17)
+    assert customer.record() == (OPENING_SAT + 40, OPENING_SAT + 17)
