@@ -48,7 +48,7 @@ from paychan.running import read_running
 PRICE_SAT = 25
 PAID, FREE, STOCK_PAID, STOCK_FREE = "/v1/item", "/free/item", "/v1/item", "/free/item"
 STOCK_PACKAGES = ("x402[fastapi,evm]>=2.25,<3", "uvicorn[standard]", "coincurve")
-"""Of the environment of the stock middleware; with coincurve, its library for keys is as fast as ours."""
+"""Of the environment of the stock middleware; coincurve lets it recover keys by libsecp256k1."""
 
 _PRICES = """
 upstream = "http://127.0.0.1:{port}"
@@ -62,7 +62,7 @@ _PATIENT_SECONDS = 3600
 """Connections wait for their side's turn."""
 
 _STOCK_SHARE = 5
-"""A stock payment costs many times as much: its load is so much shorter."""
+"""A stock payment costs several times the CPU time of a gateway payment, so its side gets this part of the requests."""
 
 RATIOS = {
     "paid / unpaid, CPU": ("paid", "free", "cpu_us"),
@@ -80,11 +80,11 @@ class Side(Struct):
     measured: Measured
     requests: list[list[bytes]]
     answers: bytes = b"HTTP/1.1 2"
-    """How the answers begin."""
+    """First bytes of each answer."""
 
 
 class Row(Struct):
-    """What one side did in one round."""
+    """Figures of one side in one round."""
 
     side: str
     rate: float
