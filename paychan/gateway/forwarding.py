@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from paychan.gateway.cashier import is_payment
 from paychan.gateway.charging import Charged
-from paychan.gateway.saidprice import OVERRIDES_HEADER, PRICE_HEADER
+from paychan.protocol.saidprice import OVERRIDES_HEADER, PRICE_HEADER
 
 CHANNEL_HEADER, CHARGED_HEADER, CREDIT_HEADER = "X-Paychan-Channel", "X-Paychan-Charged", "X-Paychan-Credit"
 """Fields of a paid request for the upstream: channel, satoshi charged, satoshi of credit left."""

@@ -33,11 +33,11 @@ from paychan.gateway.forwarding import to_payer, to_upstream
 from paychan.gateway.metering import Meter, MeteredBody, MeterEnded
 from paychan.gateway.offering import CORS, PREFLIGHT, Answer
 from paychan.gateway.prices import Route
-from paychan.gateway.saidprice import OVERRIDES_HEADER, PRICE_HEADER, said_price
 from paychan.gateway.sale import Sale, Shop, refused
 from paychan.gateway.tunnel import is_upgrade, tunnel
 from paychan.protocol.errors import Malformed, MethodNotAllowed, PaychanError, SignerUnavailable
 from paychan.protocol.request_id import NO_BODY
+from paychan.protocol.saidprice import OVERRIDES_HEADER, PRICE_HEADER, said_price
 from paychan.protocol.types import Sat
 from paychan.protocol.unpaid import AlreadyDelivered
 

@@ -12,8 +12,8 @@ from paychan.gateway.loading import load_prices
 from paychan.gateway.offering import refusal
 from paychan.gateway.pricefile import Timeouts
 from paychan.gateway.prices import _CACHED_ROUTES, PriceList, one_price, parse_prices
-from paychan.gateway.saidprice import said_price
 from paychan.protocol.errors import AmbiguousPath, MethodNotAllowed
+from paychan.protocol.saidprice import said_price
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Sat
 from tests.lib.looped import looped
