@@ -15,6 +15,28 @@ from paychan.client.paying.exchange import Answer, Bill, Call, Effect, Exchange,
 T = TypeVar("T")
 
 
+def perform(effect: Work | Call | Pause) -> Any:
+    """Do what an effect asks for, and return what the exchange gets."""
+    match effect:
+        case Work(call) | Call(call):
+            return call()
+        case Pause(seconds):
+            time.sleep(seconds)
+    return None
+
+
+async def perform_async(effect: Work | Call | Pause) -> Any:
+    """Do what `perform` does, on the event loop; a worker thread reads and writes files."""
+    match effect:
+        case Work(call):
+            return await _whole(call)
+        case Call(call):
+            return await _asked(call)
+        case Pause(seconds):
+            await asyncio.sleep(seconds)
+    return None
+
+
 class _Performer(Generic[T]):
     """Performs the effects of one exchange; it keeps the last response."""
 
@@ -28,11 +50,8 @@ class _Performer(Generic[T]):
                 self.drop()
                 self.response, answer = self._send(headers)
                 return answer
-            case Work(call) | Call(call):
-                return call()
-            case Pause(seconds):
-                time.sleep(seconds)
-        return None
+            case _:
+                return perform(effect)
 
     def drop(self) -> None:
         response, self.response = self.response, None
@@ -84,13 +103,8 @@ class _AsyncPerformer(Generic[T]):
                 await self.drop()
                 self.response, answer = await self._send(headers)
                 return answer
-            case Work(call):
-                return await _whole(call)
-            case Call(call):
-                return await _asked(call)
-            case Pause(seconds):
-                await asyncio.sleep(seconds)
-        return None
+            case _:
+                return await perform_async(effect)
 
     async def drop(self) -> None:
         response, self.response = self.response, None

@@ -45,7 +45,7 @@ from paychan.protocol.wire.x402_json import (
     Resource,
     encode_header,
 )
-from paychan.protocol.wire.x402_outcomes import error_code, read_state, state_json
+from paychan.protocol.wire.x402_outcomes import correction_json, error_code, read_state
 
 SCHEME = "batch-settlement"
 TRANSFER_METHOD = "bitcoin-channel"
@@ -83,9 +83,7 @@ def requirements(offer: Offer, state: ChannelState | None = None) -> Requirement
     if offer.suggested_deposit_sat is not None:
         extra["suggestedDepositSat"] = str(offer.suggested_deposit_sat)
     if state is not None:
-        extra["channelState"] = state_json(state)
-        if state.newest is not None:
-            extra["voucherState"] = proof_json(state.newest)
+        extra.update(correction_json(state))
     return Requirements(
         scheme=SCHEME,
         network=offer.chain,

@@ -8,7 +8,7 @@ from typing import Any
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import MalformedPayment
-from paychan.protocol.wire.members import read_count, read_key, read_outpoint, read_proof, read_sat
+from paychan.protocol.wire.members import proof_json, read_count, read_key, read_outpoint, read_proof, read_sat
 from paychan.protocol.wire.offers import ChannelState, Settled
 from paychan.protocol.wire.x402_json import RESPONSE_HEADER, SettleResponse, VerifyResponse
 
@@ -137,14 +137,21 @@ def read_settled(response: SettleResponse) -> Settled:
     return Settled(state, read_sat(extra.get("chargedAmount"), "chargedAmount"), key)
 
 
-def refused_json(error: PaychanError, chain: str) -> SettleResponse:
-    """Write the failure of a payment, for `PAYMENT-RESPONSE` and for a facilitator's answer."""
+def correction_json(state: ChannelState) -> dict[str, Any]:
+    """Write a channel's state, and its newest payment if there is one to show, as members of an `extra`."""
+    proof = {} if state.newest is None else {"voucherState": proof_json(state.newest)}
+    return {"channelState": state_json(state), **proof}
+
+
+def refused_json(error: PaychanError, chain: str, state: ChannelState | None = None) -> SettleResponse:
+    """Write the failure of a payment, for `PAYMENT-RESPONSE` and for a facilitator's answer; `state` corrects the payer."""
     return SettleResponse(
         success=False,
         transaction="",
         network=chain,
         error_reason=error_code(error),
         error_message=error.public_text or str(error),
+        extra=None if state is None else correction_json(state),
     )
 
 
