@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,22 @@ class _Selling:
         return "" if self._prices is None else await self._open_gateway(self._prices, self._counter)
 
     async def _open_merchant(self, counter: Counter) -> None:
-        from paychan.gateway.merchant import Merchant  # noqa: PLC0415 - see `open`
+        from paychan.gateway.facilitator import Facilitator, add_routes  # noqa: PLC0415 - see `open`
+        from paychan.gateway.merchant import Merchant  # noqa: PLC0415
         from paychan.gateway.merchant_listener import start_merchant  # noqa: PLC0415
         from paychan.gateway.underway import UnderWay  # noqa: PLC0415
 
         settings = self._service.config.merchant
         merchant = Merchant(counter.cashier, counter.offering, UnderWay(settings.lease_seconds, settings.repeats))
-        self._merchant = await start_merchant(self._service.config, self._source, merchant)
+        facilitator = Facilitator(
+            counter.cashier,
+            counter.offering,
+            self._service.context.view,
+            lease_seconds=settings.lease_seconds,
+            repeats=settings.repeats,
+        )
+        more = (partial(add_routes, facilitator=facilitator),)
+        self._merchant = await start_merchant(self._service.config, self._source, merchant, more)
 
     async def _open_gateway(self, prices: PriceList, counter: Counter) -> str:
         from paychan.gateway.server import Gateway  # noqa: PLC0415 - see `open`

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from paychan.gateway.cashier import Asked, Cashier, Paid, Paper, request_id
+from paychan.gateway.cashier import Asked, Cashier, Paid, Paper, Refusal, request_id
 from paychan.gateway.charging import Charged, shown_state
 from paychan.gateway.offering import Offering
 from paychan.gateway.underway import Key
@@ -102,7 +102,7 @@ class Facilitator:
         """
         terms = self._offering.terms
         if not terms.identity:
-            raise SignerUnavailable
+            raise SignerUnavailable(reason="it has not told the identity key yet")
         kind = SupportedKind(
             x402_version=2, scheme=x402.SCHEME, network=terms.chain, extra=x402.requirements(terms).extra
         )
@@ -115,7 +115,7 @@ class Facilitator:
             outpoint = request.voucher.channel
             channel = await self._cashier.charges.find(outpoint)
             if channel is None:
-                raise UnknownChannel  # noqa: TRY301
+                raise UnknownChannel
             wrong = request.voucher.mismatch(channel.funding_sat)
             if wrong is not None:
                 raise wrong
@@ -134,9 +134,9 @@ class Facilitator:
             outcome = await self._cashier.pay(request.asked, request.offer)
         except PaychanError as error:
             return refused_json(error, chain)
-        if not isinstance(outcome, Paid):
-            error = getattr(outcome, "error", None) or _no_close()
-            return refused_json(error, chain, getattr(outcome, "state", None))
+        if isinstance(outcome, Refusal):
+            return refused_json(outcome.error, chain, outcome.state)
+        assert isinstance(outcome, Paid)  # `_read` lets payments through alone
         problem = self._begin(outcome.charged, outcome.before)
         if problem is not None:
             return refused_json(problem, chain)
@@ -153,10 +153,10 @@ class Facilitator:
             key = (request.voucher.channel, request.name)
             known = self._settled.get(key)
             if known is None or known.times != 1:
-                raise AlreadyDelivered(got=known.times if known else 0, limit=1)  # noqa: TRY301
+                raise AlreadyDelivered(got=known.times if known else 0, limit=1)
             released = await self._cashier.charges.release(*key)
             if isinstance(released, PaychanError):
-                raise released  # noqa: TRY301
+                raise released
         except PaychanError as error:
             return refused_json(error, chain)
         del self._settled[key]
@@ -202,10 +202,6 @@ class Facilitator:
         header = encode_header(payload)
         asked = Asked("", url, lambda name: [header] if name == SIGNATURE_HEADER else [], NO_BODY)
         return _Request(payload, action, offer, asked)
-
-
-def _no_close() -> PaychanError:
-    return PaymentUnsupported(field="type", got="close", want="payment")
 
 
 def add_routes(router: web.UrlDispatcher, facilitator: Facilitator) -> None:

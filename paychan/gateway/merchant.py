@@ -8,10 +8,10 @@ answer leaves the charge in the channel's record: the payer repeats the request,
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from time import monotonic, time
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -42,6 +42,9 @@ from paychan.protocol.wire import merchant as wire
 _RETRY_AFTER_SECONDS = "1"
 
 log = structlog.get_logger("merchant")
+
+AddRoutes: TypeAlias = Callable[[web.UrlDispatcher], None]
+"""Adds routes of another kind of interface to the same listener."""
 
 _Message = TypeVar("_Message", wire.Ask, wire.Release, wire.Done)
 
@@ -294,6 +297,9 @@ def _json(status: int, reply: wire.Reply) -> web.Response:
     )
 
 
-def merchant_application(merchant: Merchant, token: str = "") -> web.Application:
+def merchant_application(merchant: Merchant, token: str = "", more: Sequence[AddRoutes] = ()) -> web.Application:
     """Return the interface as an application of aiohttp; with a token, each request must bring it."""
-    return _Door(merchant, token).application()
+    found = _Door(merchant, token).application()
+    for add in more:
+        add(found.router)
+    return found

@@ -8,13 +8,14 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 from aiohttp import web
 
 from paychan.config import ServerConfig
-from paychan.gateway.merchant import Merchant, merchant_application
+from paychan.gateway.merchant import AddRoutes, Merchant, merchant_application
 from paychan.protocol.settings import SettingsError
 
 log = structlog.get_logger("merchant")
@@ -29,7 +30,8 @@ _LEAST_TOKEN = 32
 class MerchantListeners:
     """The open listeners; see `start_merchant`."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: Sequence[AddRoutes] = ()) -> None:
+        self.more = more
         self.runners: list[web.AppRunner] = []
         self.port = 0
         """The port that the token opens; 0 if there is none."""
@@ -43,13 +45,17 @@ class MerchantListeners:
             self.path.unlink(missing_ok=True)
 
 
-async def start_merchant(config: ServerConfig, source: str, merchant: Merchant) -> MerchantListeners:
+async def start_merchant(
+    config: ServerConfig, source: str, merchant: Merchant, more: Sequence[AddRoutes] = ()
+) -> MerchantListeners:
     """Open the listeners that `[merchant]` names; `close` of the result closes them. `source` names the settings file.
+
+    Each of `more` adds routes, under the same guard.
 
     Raises:
         SettingsError: a listener can't be opened, or the token's file can't be used; nothing is left open.
     """
-    found = MerchantListeners()
+    found = MerchantListeners(more)
     try:
         await _open_socket(found, config.merchant_socket, config.merchant.socket_group, merchant, source)
         if config.merchant.port:
@@ -62,9 +68,8 @@ async def start_merchant(config: ServerConfig, source: str, merchant: Merchant) 
 
 
 async def _runner(found: MerchantListeners, merchant: Merchant, token: str) -> web.AppRunner:
-    runner = web.AppRunner(
-        merchant_application(merchant, token), access_log=None, handle_signals=False, shutdown_timeout=_END_SECONDS
-    )
+    application = merchant_application(merchant, token, found.more)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_END_SECONDS)
     await runner.setup()
     found.runners.append(runner)
     return runner

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paychan.x402.paying import ChannelScheme, own_binding, pay_with
-    from paychan.x402.selling import SellingScheme, Seller
+    from paychan.x402.selling import Seller, SellingScheme
 
 __all__ = ["ChannelScheme", "Seller", "SellingScheme", "own_binding", "pay_with"]
 

@@ -1,7 +1,7 @@
 """The scheme `batch-settlement` for the SDK's middleware, settled by the facilitator of a paychan server.
 
 The flow is `upfront`: one `/settle` books the payment and the price before the handler runs, so no number of requests at
-once is served for one price. If the handler fails, the price becomes credit of the payer again.
+once is served for one price. If the handler raises or answers 5xx, the price becomes credit of the payer again.
 """
 
 from __future__ import annotations
@@ -90,14 +90,12 @@ class Seller:
     def __init__(self, url: str, token: str, *, blocking: bool = False) -> None:
         self._url, self._token = url.rstrip("/"), token
         config = FacilitatorConfig(url=self._url, auth_provider=self)
-        kind = HTTPFacilitatorClientSync if blocking else HTTPFacilitatorClient
-        facilitator = kind(config)
-        supported = facilitator.get_supported()
+        self._facilitator: Any = HTTPFacilitatorClientSync(config) if blocking else HTTPFacilitatorClient(config)
+        supported = self._facilitator.get_supported()
         (self.network,) = {each.network for each in supported.kinds if each.scheme == x402.SCHEME}
         self.identity = supported.signers["bip122:*"][0]
-        scheme = SellingScheme(self._release if blocking else self._release_async)
-        self.server = (x402ResourceServerSync if blocking else x402ResourceServer)(facilitator)
-        self.server.register(self.network, scheme)  # type: ignore[arg-type]
+        self.server = (x402ResourceServerSync if blocking else x402ResourceServer)(self._facilitator)
+        self.server.register(self.network, SellingScheme(self._release if blocking else self._release_async))
 
     def get_auth_headers(self) -> AuthHeaders:
         """Return the token for each endpoint (the SDK's `AuthProvider`)."""
@@ -116,7 +114,17 @@ class Seller:
         named = {x402.IDENTIFIER: declare_payment_identifier_extension(required=False)}
         return RouteConfig(accepts=option, description=description, mime_type=mime_type, extensions=named)
 
+    async def aclose(self) -> None:
+        """Close the connections to the paychan server."""
+        await self._facilitator.aclose()
+
+    def close(self) -> None:
+        """Close the connections of a blocking seller."""
+        self._facilitator.close()
+
     def _release(self, context: Any) -> None:
+        if not _failed(context):
+            return
         try:
             response = httpx.post(self._url + "/unsettle", **self._unsettle(context))
             response.raise_for_status()
@@ -124,6 +132,8 @@ class Seller:
             log.warning("the price of a failed request was not given back: %s", error)
 
     async def _release_async(self, context: Any) -> None:
+        if not _failed(context):
+            return
         try:
             async with httpx.AsyncClient() as client:
                 response = await client.post(self._url + "/unsettle", **self._unsettle(context))
@@ -142,3 +152,8 @@ class Seller:
             "headers": {"Authorization": f"Bearer {self._token}"},
             "timeout": _RELEASE_SECONDS,
         }
+
+
+def _failed(context: Any) -> bool:
+    """Say whether a handler raised, or answered 5xx, after its request was settled."""
+    return "before-handler" in context.settled_phases and (context.response_status or 500) >= 500

@@ -15,13 +15,13 @@ __all__ = ["funded", "liar", "opened"]
 
 
 @pytest.fixture
-def seller(liar: Liar) -> Iterator[Seller]:  # noqa: F811 - a fixture asks for another one by its name
+def seller(liar: Liar) -> Iterator[Seller]:
     with Seller(liar, protocols=("x402",)) as server:
         yield server
 
 
 @pytest.fixture
-def wallet(opened: OpenChannel, tmp_path: Path) -> Path:  # noqa: F811
+def wallet(opened: OpenChannel, tmp_path: Path) -> Path:
     """A wallet with one channel of 1,000,000 sat to the seller, opened with 10,000 sat."""
     opened().release()
     return tmp_path / "wallet"

@@ -22,6 +22,8 @@ _CODES: dict[str, str] = {
     "payment_pending": "channel_busy",
     "channel_moving": "channel_busy",
     "too_many_deliveries": "channel_busy",
+    "request_under_way": "channel_busy",
+    "already_delivered": "already_settled",
     "bad_signature": "signature",
     "signature_encoding": "signature",
     "value_backwards": "value_backwards",
