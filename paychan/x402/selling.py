@@ -90,11 +90,13 @@ class Seller:
     def __init__(self, url: str, token: str, *, blocking: bool = False) -> None:
         self._url, self._token = url.rstrip("/"), token
         config = FacilitatorConfig(url=self._url, auth_provider=self)
-        self._facilitator: Any = HTTPFacilitatorClientSync(config) if blocking else HTTPFacilitatorClient(config)
+        facilitator_type: Any = HTTPFacilitatorClientSync if blocking else HTTPFacilitatorClient
+        server_type: Any = x402ResourceServerSync if blocking else x402ResourceServer
+        self._facilitator = facilitator_type(config)
         supported = self._facilitator.get_supported()
         (self.network,) = {each.network for each in supported.kinds if each.scheme == x402.SCHEME}
         self.identity = supported.signers["bip122:*"][0]
-        self.server = (x402ResourceServerSync if blocking else x402ResourceServer)(self._facilitator)
+        self.server = server_type(self._facilitator)
         self.server.register(self.network, SellingScheme(self._release if blocking else self._release_async))
 
     def get_auth_headers(self) -> AuthHeaders:

@@ -72,7 +72,7 @@ class Customer:
         assert opened.status_code == 201, opened.text
 
     async def header(self, more_sat: int, path: str = "/tile/1", name: str = "") -> dict[str, str]:
-        """Answer the offer of a path with a payment of so much more than the opening."""
+        """Answer the offer of a path with the payment that gives `more_sat` more than the opening."""
         async with self.market.client() as http:
             offered = await http.get(path)
         return self.answer(read_required(offered.headers["PAYMENT-REQUIRED"]), more_sat, name)

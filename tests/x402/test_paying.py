@@ -117,7 +117,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_payment(seller: Seller, 
 
 
 async def test_without_our_controls_the_sdk_refuses_the_asset(seller: Seller, wallet: Path) -> None:
-    """A client that registers the scheme alone is told by the SDK which setting is missing."""
+    """The SDK names the missing setting to a client that registers the scheme alone."""
     client = x402Client()
     client.register("bip122:*", ChannelScheme(purse_of(wallet)))
     async with httpx.AsyncClient(transport=x402AsyncTransport(client)) as http:

@@ -142,7 +142,7 @@ def test_flask_sells_too(server: tuple[System, int], market: Market) -> None:
 
 
 def test_prices_are_satoshi_and_not_dollars(market: Market) -> None:
-    """A price in money needs a rate that nobody here knows."""
+    """A price in money needs an exchange rate, which the scheme does not have."""
     scheme = SellingScheme()
     for price in ("$0.01", 1, 0.5, {"amount": "25", "asset": "USDC"}):
         with pytest.raises(ValueError, match="want satoshi"):
