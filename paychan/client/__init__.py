@@ -6,9 +6,6 @@ payer = Payer("http://localhost:8000")
 channel = payer.channel_for(room_sat=5000)  # finds the channel that is open to this server, or opens one
 receipt = channel.pay(1000)  # amounts are in satoshi
 print(receipt.total_paid_sat, receipt.left_sat)
-
-client = paid_client(Budget(per_request=50, per_day=1000))
-print(client.get("http://localhost:8080/tile").text)  # a 402 is paid over the wallet's channel
 """
 
 from importlib import import_module

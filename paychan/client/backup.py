@@ -1,4 +1,4 @@
-"""A wallet's backup: one file with the seed and the records of all channels; restoring and checking it.
+"""A wallet's backup: one file with the seed, the records of all channels, and the sums spent; restoring and checking it.
 
 The words of the seed alone give the keys. A refund also needs the channel's expiry, the server's key and the outpoint,
 which no key leads to: they are in the channel's record, and so in the backup.
@@ -27,6 +27,10 @@ from paychan.client.errors import (
     WalletError,
 )
 from paychan.client.files import write_private
+from paychan.client.paying.account import Carried
+from paychan.client.paying.spending import SpendingLog
+from paychan.client.paying.walletbudget import NAME as BUDGET
+from paychan.client.paying.walletbudget import WalletBudget, read_wallet_budget, write_wallet_budget
 from paychan.client.record import ChannelRecord, State, check_record
 from paychan.client.seed import SKIPPED_BY_RESTORE, Seed
 from paychan.client.wallet import FORGOTTEN, ChannelFile, Wallet
@@ -55,6 +59,10 @@ class Backup(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     channels: tuple[ChannelRecord, ...]
     forgotten: tuple[ChannelRecord, ...] | UnsetType = UNSET
     """Channels off the list; a backup without any lacks the field, and so earlier versions can read it."""
+    spending: Carried | UnsetType = UNSET
+    """Sums of the spending log; a wallet that has paid for no request lacks the field."""
+    budget: WalletBudget | UnsetType = UNSET
+    """The wallet's own limits, if it has any."""
     sha256: str = ""
     """Hash of the JSON of all other fields: a changed digit of the seed would go unseen without it."""
 
@@ -103,7 +111,17 @@ def take_backup(wallet: Wallet, now: int) -> tuple[Backup, dict[str, WalletError
     records, problems = wallet.read_all()
     forgotten, more = _forgotten(wallet)
     kept = tuple(forgotten) or UNSET
-    return _sealed(Backup(created_at=now, seed=seed, channels=tuple(records), forgotten=kept)), problems | more
+    taken = Backup(created_at=now, seed=seed, channels=tuple(records), forgotten=kept)
+    try:
+        taken = _replace(taken, budget=read_wallet_budget(wallet.directory) or UNSET)
+    except WalletError as error:
+        more[BUDGET] = error
+    log = SpendingLog(wallet.directory)
+    try:
+        taken = _replace(taken, spending=log.account().carried(now) if log.path.exists() else UNSET)
+    except WalletError as error:
+        more[log.path.name] = error
+    return _sealed(taken), problems | more
 
 
 def write_backup(backup: Backup, path: Path) -> None:
@@ -183,7 +201,8 @@ def read_backup(path: Path) -> Backup:
 def restore(wallet: Wallet, backup: Backup) -> Restored:
     """Write what the wallet lacks; a channel that the wallet knows better stays as it is.
 
-    New keys leave out those that may have been used after the backup.
+    New keys leave out those that may have been used after the backup. Sums of the spending log never become smaller, and
+    limits that the wallet has stay.
 
     Raises:
         OtherSeed: the wallet has another seed; nothing was written.
@@ -205,6 +224,10 @@ def restore(wallet: Wallet, backup: Backup) -> Restored:
             name, what = _restore_channel(place, _replace(record, name=there.get(_identity(record), record.name)))
             if what != "kept":
                 done["forgotten"].append(name)
+    if backup.budget and not read_wallet_budget(wallet.directory):
+        write_wallet_budget(wallet.directory, backup.budget)
+    if backup.spending:
+        SpendingLog(wallet.directory).take_over(backup.spending)
     return Restored(*(tuple(done[what]) for what in ("written", "kept", "forgotten", "replaced")))
 
 

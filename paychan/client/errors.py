@@ -264,7 +264,7 @@ class WrongState(Declined):
 
 
 class OverBudget(Declined):
-    """A limit of a `Budget` does not cover a request. `limit` names it: per_request, per_host, per_day or total."""
+    """A limit of a budget does not cover a request: per_request, per_host, per_day, total, or that of the wallet (`wallet_…`)."""
 
     code = "over_budget"
     text = (

@@ -9,10 +9,12 @@ from typing import Any
 from msgspec import to_builtins
 
 from paychan.cli.payer.terminal import facts, problem_facts, show_listing
+from paychan.cli.payer.wallet_budget import budget_json, left_sat, show_budget
 from paychan.cli.terminal import say, show_facts, show_json, show_table
 from paychan.client.paying.account import DAY_SECONDS, Account, Declination, Paid
 from paychan.client.paying.receipts import paid_requests
 from paychan.client.paying.spending import SpendingLog
+from paychan.client.paying.walletbudget import read_wallet_budget
 from paychan.client.transport.answers import printable
 from paychan.client.wallet import Wallet
 from paychan.shared.layout import Column
@@ -26,7 +28,7 @@ def show_wallet(directory: Path | None, as_json: bool) -> bool:
     """Show the wallet; return whether all its channels can be read."""
     wallet = Wallet(directory)
     records, problems = wallet.read_all()
-    log = SpendingLog(wallet.directory)
+    log, budget = SpendingLog(wallet.directory), read_wallet_budget(wallet.directory)
     account = log.account() if log.path.exists() else Account()
     declined = [line for line in log.lines() if isinstance(line, Declination)] if log.path.exists() else []
     if as_json:
@@ -36,13 +38,16 @@ def show_wallet(directory: Path | None, as_json: bool) -> bool:
             {
                 "directory": str(wallet.directory),
                 "channels": channels + broken,
+                "budget": budget_json(budget, account),
                 "spending": _spending(account, declined),
             }
         )
         return not problems
     show_listing(records, problems, as_json=False)
+    if budget:
+        show_budget(budget, account)
     if account.by_host or declined:
-        _show_spending(account, declined)
+        _show_spending(account, declined, budget.per_host)
     return not problems
 
 
@@ -99,7 +104,7 @@ def _spending(account: Account, declined: list[Declination]) -> dict[str, Any]:
     }
 
 
-def _show_spending(account: Account, declined: list[Declination]) -> None:
+def _show_spending(account: Account, declined: list[Declination], per_host_sat: int | None) -> None:
     amount = Column("Spent", is_number=True)
     today = int(time.time()) // DAY_SECONDS
     day_sat = sum(sum(hosts.values()) for day, hosts in account.by_day.items() if day >= today)
@@ -111,9 +116,12 @@ def _show_spending(account: Account, declined: list[Declination]) -> None:
         ("Declined", f"{len(declined)}, the last: {printable(declined[-1].reason)}" if declined else ""),
     )
     if account.by_host:
-        show_table(
-            (Column("Host"), amount), [(printable(host), sat(spent)) for host, spent in _largest(account.by_host)]
-        )
+        left = () if per_host_sat is None else (Column("Left", is_number=True),)
+        hosts = [
+            (printable(host), sat(spent), *(sat(left_sat(per_host_sat, spent) or 0) for _ in left))
+            for host, spent in _largest(account.by_host)
+        ]
+        show_table((Column("Host"), amount, *left), hosts)
     newest = sorted(account.by_day.items(), reverse=True)[:DAYS]
     rows = [(_day(day), printable(host), sat(spent)) for day, hosts in newest for host, spent in _largest(hosts)]
     if rows:

@@ -50,6 +50,38 @@ def receipts(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
         show_receipts(wallet, as_json)
 
 
+@app.command(
+    epilog=examples(
+        "paychan wallet budget --per-request 50 --per-day 1000",
+        "paychan wallet budget --host api.example --host shop.example:8080",
+        "paychan wallet budget --anew   (takes all limits away)",
+    )
+)
+def budget(
+    per_request: Annotated[
+        int | None, typer.Option("--per-request", metavar="SAT", help="Highest price of one request.")
+    ] = None,
+    per_host: Annotated[int | None, typer.Option("--per-host", metavar="SAT", help="Highest sum for one host.")] = None,
+    per_day: Annotated[
+        int | None, typer.Option("--per-day", metavar="SAT", help="Highest sum of one day (UTC).")
+    ] = None,
+    total: Annotated[int | None, typer.Option("--total", metavar="SAT", help="Highest sum in all.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="A host that may be paid, all others not. May be repeated.")
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Take away the limits that this command does not set.")] = False,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set or show the wallet's limits for paid requests. They hold for all programs, beside the budget of each."""
+    from paychan.cli.payer.terminal import exit_on_error
+    from paychan.cli.payer.wallet_budget import set_budget
+
+    changes = {"per_request": per_request, "per_host": per_host, "per_day": per_day, "total": total}
+    with exit_on_error(as_json):
+        set_budget(wallet, changes, host or [], as_json, anew=anew)
+
+
 @app.command(epilog=examples("paychan wallet backup /media/usb", "paychan wallet backup ~/my.wallet"))
 def backup(
     to: Annotated[
@@ -58,7 +90,7 @@ def backup(
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one file with the seed and all channels. Keep it secret: it holds all keys.
+    """Write one file with the seed, all channels, the budget and the sums spent. Keep it secret: it holds all keys.
 
     Back up after each new channel. Later payments need no new backup: a restored channel takes them over from the server.
     """

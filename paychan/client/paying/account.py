@@ -7,7 +7,7 @@ such lines follow from answers of servers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -199,6 +199,33 @@ class Account:
         self.unpaid.discard(request)
         if key in self.open and self.open[key].request == request:
             del self.open[key]
+
+
+def larger(mine: Carried, other: Carried) -> Carried:
+    """Join two accounts of one wallet, such as its own and a backup's: each sum is the larger one, so none goes back.
+
+    Of a channel, the larger sum of charges and the smaller change value count. The open requests of `other` count only if
+    `mine` has no payment yet: later lines of `mine` may have closed them.
+    """
+    is_new = not mine.total_sat and not mine.open
+    return msgspec.structs.replace(
+        mine,
+        total_sat=max(mine.total_sat, other.total_sat),
+        declined=max(mine.declined, other.declined),
+        by_host=_joined(mine.by_host, other.by_host, max),
+        by_day={
+            day: _joined(mine.by_day.get(day, {}), other.by_day.get(day, {}), max)
+            for day in sorted(mine.by_day.keys() | other.by_day.keys(), key=int)
+        },
+        spent=_joined(mine.spent, other.spent, max),
+        signed=_joined(mine.signed, other.signed, min),
+        open=other.open if is_new else mine.open,
+        unpaid=other.unpaid if is_new else mine.unpaid,
+    )
+
+
+def _joined(mine: dict[str, int], other: dict[str, int], chosen: Callable[[int, int], int]) -> dict[str, int]:
+    return {**mine, **{name: chosen(mine.get(name, sat), sat) for name, sat in other.items()}}
 
 
 def declination(error: Declined, at: int, host: str, method: str, url: str, price_sat: int) -> Declination:

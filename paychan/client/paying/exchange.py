@@ -159,7 +159,7 @@ class Purse:
         account = self.log.account()
         earlier = account.open.get(request.key)
         before_sat = min(price_sat, earlier.price_sat) if earlier else 0
-        return self.budget.problem(request.host, price_sat, account.sums(request.host, self.now), before_sat)
+        return self.log.problem(self.budget, request.host, price_sat, self.now, before_sat)
 
     def is_agreed(self, request: Request, price_sat: int) -> bool:
         """Say whether an earlier try of this request was allowed at this price."""

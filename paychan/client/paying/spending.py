@@ -19,8 +19,9 @@ from pathlib import Path
 
 from paychan.client.errors import Declined, LogInUse
 from paychan.client.files import BINARY, check_mode, lock, sync_directory, write_private
-from paychan.client.paying.account import Account, Line, Paid, declination, encoded, parsed
-from paychan.client.paying.budget import Budget
+from paychan.client.paying.account import Account, Carried, Line, Paid, declination, encoded, larger, parsed
+from paychan.client.paying.budget import Budget, Sums
+from paychan.client.paying.walletbudget import read_wallet_budget
 
 NAME = "spending.log"
 LOCK_SECONDS = 10.0
@@ -50,17 +51,37 @@ class SpendingLog:
         """Append a payment, durably, if the budget covers its price; else append the refusal, and return it.
 
         Raises:
-            LogInUse, DamagedFile, LooseMode, OSError: nothing may be signed.
+            LogInUse, DamagedFile, LaterFile, LooseMode, OSError: nothing may be signed.
         """
         with self._locked() as file:
             account = self._account
             before_sat = paid.price_sat - paid.counted_sat
-            problem = budget.problem(paid.host, paid.price_sat, account.sums(paid.host, paid.at), before_sat)
+            problem = self._problem(budget, paid.host, paid.price_sat, account.sums(paid.host, paid.at), before_sat)
             if problem is not None:
                 self._append(file, declination(problem, paid.at, paid.host, paid.method, paid.url, paid.price_sat))
                 return problem
             self._append(file, paid)
             return None
+
+    def problem(self, budget: Budget, host: str, price_sat: int, now: int, before_sat: int = 0) -> Declined | None:
+        """Return why the program's budget or the wallet's own does not cover a request now, or None.
+
+        Raises:
+            LogInUse, DamagedFile, LaterFile, LooseMode, OSError: nothing may be signed.
+        """
+        return self._problem(budget, host, price_sat, self.account().sums(host, now), before_sat)
+
+    def _problem(self, budget: Budget, host: str, price_sat: int, sums: Sums, before_sat: int) -> Declined | None:
+        own = read_wallet_budget(self.path.parent)
+        return budget.problem(host, price_sat, sums, before_sat) or own.problem(host, price_sat, sums, before_sat)
+
+    def take_over(self, carried: Carried) -> None:
+        """Raise the sums to those of a backup, where these are larger."""
+        with self._locked() as file:
+            mine = self._account.carried(carried.at)
+            joined = larger(mine, carried)
+            if joined != mine:
+                self._append(file, joined)
 
     def note(self, line: Line) -> None:
         """Append a line that follows from an answer, durably: so only the last line of the log can be torn."""

@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paychan.client import errors
+from paychan.client.files import write_private
 from paychan.client.paying.account import DAY_SECONDS, Answered, Corrected, Declination, Paid, Unpaid
 from paychan.client.paying.budget import Budget, Sums, host_of
 from paychan.client.paying.spending import FULL_BYTES, SpendingLog
+from paychan.client.paying.walletbudget import WalletBudget, write_wallet_budget
 
 HOSTS = ("a.example:443", "b.example:443", "b.example:8443")
 CHANNEL = "ab" * 32 + ":0"
@@ -318,3 +320,78 @@ def test_a_lock_that_is_never_given_back_ends_the_wait(tmp_path: Path) -> None:
         pytest.raises(errors.LogInUse, match=r"spending\.log is in use .* 0\.05 s"),
     ):
         log.account()
+
+
+# --- the wallet's own limits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"per_request": 24}, "wallet_per_request"),
+        ({"per_host": 24}, "wallet_per_host"),
+        ({"per_day": 24}, "wallet_per_day"),
+        ({"total": 24}, "wallet_total"),
+    ],
+)
+def test_limits_of_the_wallet_hold_beside_those_of_the_program(
+    tmp_path: Path, limits: dict[str, int], code: str
+) -> None:
+    """A program with a wider budget is refused by the wallet's limit, and one with a narrower one by its own."""
+    write_wallet_budget(tmp_path, WalletBudget(**limits))
+    log = SpendingLog(tmp_path)
+
+    problem = log.problem(Budget(total=1000), HOSTS[0], 25, NOON)
+    own = log.problem(Budget(total=3), HOSTS[0], 25, NOON)
+
+    assert isinstance(problem, errors.OverBudget)
+    assert (problem.fields["limit"], problem.fields["left_sat"]) == (code, 24)
+    assert isinstance(own, errors.OverBudget)
+    assert own.fields["limit"] == "total"
+    assert log.problem(Budget(total=1000), HOSTS[0], 24, NOON) is None
+
+
+def test_hosts_alone_are_a_limit_of_the_wallet(tmp_path: Path) -> None:
+    """A wallet may allow hosts without an amount."""
+    write_wallet_budget(tmp_path, WalletBudget(hosts=("other.example",)))
+
+    assert isinstance(SpendingLog(tmp_path).problem(Budget(total=9), HOSTS[0], 1, NOON), errors.HostNotAllowed)
+
+
+@pytest.mark.parametrize("raw", [b"{", b'{"per_day": -1}', b'{"per_day": 1.5}', b'{"hosts": ["a/b"]}', b'{"new": 1}'])
+def test_limits_that_cannot_be_read_stop_all_paying(tmp_path: Path, raw: bytes) -> None:
+    """No damaged file opens the wallet."""
+    write_private(tmp_path / "budget", raw)
+
+    with pytest.raises((errors.DamagedFile, errors.LaterFile)):
+        SpendingLog(tmp_path).problem(Budget(total=9), HOSTS[0], 1, NOON)
+
+
+# --- backups ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_account_keeps_the_larger_sums(tmp_path: Path) -> None:
+    """Sums of the backup come back, sums of the wallet that are larger stay, and a second restore changes nothing."""
+    old, mine = SpendingLog(tmp_path), SpendingLog(_private(tmp_path / "mine"))
+    old.spend(Budget(total=1000), paid(100, host=HOSTS[0], request="a"))
+    mine.spend(Budget(total=1000), paid(30, host=HOSTS[0], request="b"))
+    mine.spend(Budget(total=1000), paid(20, host=HOSTS[1], request="c"))
+    saved = old.account().carried(NOON)
+
+    mine.take_over(saved)
+    size = mine.path.stat().st_size
+    mine.take_over(saved)
+    account = SpendingLog(tmp_path / "mine").account()
+
+    assert mine.path.stat().st_size == size
+    assert account.total_sat == 100
+    assert account.by_host == {HOSTS[0]: 100, HOSTS[1]: 20}
+    assert sorted(account.open) == ["key of b", "key of c"]
+    fresh = SpendingLog(_private(tmp_path / "fresh"))
+    fresh.take_over(saved)
+    assert (fresh.account().total_sat, sorted(fresh.account().open)) == (100, sorted(old.account().open))
+
+
+def _private(directory: Path) -> Path:
+    directory.mkdir(mode=0o700)
+    return directory

@@ -148,3 +148,32 @@ def test_options_of_the_wallet_stand_after_its_command(wallet: Path) -> None:
 
     assert result.exit_code == 2
     assert "stand after" in result.stderr
+
+
+@pytest.mark.usefixtures("wallet")
+def test_limits_of_the_wallet_by_command(seller: Seller) -> None:
+    """The command sets limits, keeps those that it does not name, and refuses hosts that are none; they hold for `pay`."""
+    run("wallet", "budget", "--per-day", 60, "--per-host", 30)
+    assert run_json("wallet", "budget", "--per-host", "40")["per_day_sat"] == 60
+    assert run_json("pay", seller.url, "--max", 25)["bills"][0]["price_sat"] == 25
+    assert run_json("pay", seller.url, "--max", 25)["code"] == "over_budget"
+    assert run("wallet", "budget", "--host", "a/b").exit_code == 2
+
+    shown, found = run("wallet").stdout, run_json("wallet")["budget"]
+    assert "at most 60 sat, 35 sat left" in shown
+    assert found["left_by_host"] == [{"host": seller.host, "left_sat": 15}]
+    assert (found["left_per_day_sat"], found["per_request_sat"]) == (35, None)
+    assert "no limits" in run("wallet", "budget", "--anew").stdout
+
+
+@pytest.mark.usefixtures("wallet")
+def test_a_backup_brings_the_sums_back(seller: Seller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restored wallet has what was spent and the wallet's limits."""
+    run("wallet", "budget", "--total", 30)
+    run("pay", seller.url, "--max", 25)
+    assert run("wallet", "backup", tmp_path / "b.wallet").exit_code == 0
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "second"))
+    assert run("wallet", "restore", tmp_path / "b.wallet").exit_code == 0
+
+    assert run_json("pay", seller.url, "--max", 25)["limit"] == "wallet_total"
+    assert run_json("wallet")["spending"]["total_sat"] == 25
