@@ -1,4 +1,4 @@
-"""`paychan wallet budget`: the limits of a wallet, which hold for all its programs, and what is left of them."""
+"""`paychan wallet budget`: the limits of a wallet, which hold for all its programs, and the rest of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def set_budget(
 
 
 def budget_json(budget: WalletBudget, account: Account) -> dict[str, Any]:
-    """Return limits and what is left of them, in satoshi; None is no limit."""
+    """Return limits and the rest of each, in satoshi; None is no limit."""
     limits = {f"{name}_sat": getattr(budget, name) for name in LIMITS}
     return {
         **limits,
@@ -57,7 +57,7 @@ def budget_json(budget: WalletBudget, account: Account) -> dict[str, Any]:
 
 
 def show_budget(budget: WalletBudget, account: Account) -> None:
-    """Show limits and what is left of them; what is left for each host stands beside its sum in `paychan wallet`."""
+    """Show limits and the rests; the rest for each host stands beside its sum in `paychan wallet`."""
     show_facts(
         "Budget of the wallet",
         ("A request", _limit(budget.per_request)),
@@ -69,7 +69,7 @@ def show_budget(budget: WalletBudget, account: Account) -> None:
 
 
 def left_sat(limit_sat: int | None, spent_sat: int) -> int | None:
-    """Return what is left of a limit; None without one."""
+    """Return the rest of a limit; None without one."""
     return None if limit_sat is None else max(0, limit_sat - spent_sat)
 
 
