@@ -179,7 +179,7 @@ def test_fault_32_whole_records_are_salvaged_completely(store: Path, tmp_path: P
     found, said, _ = salvaged(store, tmp_path)
 
     assert same(found), said
-    assert re.search(r"Next +move", said)
+    assert re.search(r"Move \S+ away first\.", said)
 
 
 def test_fault_32_a_lost_table_costs_only_its_records(store: Path, tmp_path: Path):
