@@ -68,9 +68,11 @@ def charge(channel: Channel, command: Charge, view: View, verifier: PaymentVerif
         return paid
     if paid.channel.credit_sat < extra_sat:
         return Rejected(CreditTooLow(got_sat=paid.channel.credit_sat, need_sat=extra_sat))
-    if known is None and (under_way := sum(not each.is_done for each in deliveries)) >= MOST_UNDER_WAY:
-        return Rejected(TooManyDeliveries(got=under_way, limit=MOST_UNDER_WAY))
-    others = tuple(each for each in deliveries if each.request != command.request)
+    if known is None and len(deliveries) >= MOST_UNDER_WAY:
+        under_way = sum(not each.is_done for each in deliveries)
+        if under_way >= MOST_UNDER_WAY:
+            return Rejected(TooManyDeliveries(got=under_way, limit=MOST_UNDER_WAY))
+    others = deliveries if known is None else tuple(each for each in deliveries if each.request != command.request)
     newest = Delivery(command.request, command.total_sat, view.now, is_done=known is not None and known.is_done)
     spent_sat = Sat(paid.channel.spent_sat + extra_sat)
     seq = channel.seq + 1
@@ -105,7 +107,10 @@ def mark_delivered(channel: Channel, command: Delivered, view: View, _verifier: 
 
 def find_delivery(channel: Channel, request: bytes) -> Delivery | None:
     """Return what the record remembers of a request."""
-    return next((each for each in reversed(channel.deliveries) if each.request == request), None)
+    for each in reversed(channel.deliveries):
+        if each.request == request:
+            return each
+    return None
 
 
 def _paid(channel: Channel, command: Charge, view: View, verifier: PaymentVerifier) -> Accepted | Rejected:
@@ -128,20 +133,13 @@ def _paid(channel: Channel, command: Charge, view: View, verifier: PaymentVerifi
 
 
 def _after(deliveries: tuple[Delivery, ...], done: frozenset[bytes], now: UnixTime) -> tuple[Delivery, ...]:
-    """Mark requests as answered, and forget old ones."""
-    marked = (
-        tuple(_replace(each, is_done=True) if each.request in done else each for each in deliveries)
-        if done
-        else deliveries
-    )
-    kept = [each for each in marked if now - each.at <= (KEPT_SECONDS if each.is_done else ABANDONED_SECONDS)]
-    surplus = sum(each.is_done for each in kept) - MOST_KEPT
-    if surplus <= 0:
-        return tuple(kept)
-    result = []
-    for each in kept:
-        if each.is_done and surplus > 0:
-            surplus -= 1
-        else:
-            result.append(each)
-    return tuple(result)
+    """Mark requests as answered, and forget old ones; of more answered ones than `MOST_KEPT`, the first are forgotten."""
+    kept, answered = [], 0
+    for each in deliveries:
+        is_done = each.is_done or each.request in done
+        if now - each.at <= (KEPT_SECONDS if is_done else ABANDONED_SECONDS):
+            kept.append(each if each.is_done is is_done else _replace(each, is_done=True))
+            answered += is_done
+    for _ in range(answered - MOST_KEPT):
+        del kept[next(index for index, each in enumerate(kept) if each.is_done)]
+    return tuple(kept)
