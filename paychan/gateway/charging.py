@@ -72,7 +72,7 @@ class Charges:
         """Note that the answer has begun to leave: the charge is final. The channel's next write records it."""
         actor = self._registry.find_awake(outpoint)
         if actor is not None:
-            self._keep(self._registry.ask(outpoint, Delivered(frozenset([request]))))
+            actor.ask(Delivered(frozenset([request])))  # it takes the message at once
 
     async def close(self, outpoint: OutPoint, payment: Payment) -> Channel | PaychanError:
         """Close a channel for the client that shows its newest payment."""

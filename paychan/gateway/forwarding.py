@@ -28,13 +28,15 @@ _OF_SELLERS = frozenset(
 )
 _OWN_PREFIX = "x-paychan-"
 
+_NOT_UPSTREAM, _NOT_TO_PAYER = _OF_ONE_CONNECTION | _OF_PAYERS, _OF_ONE_CONNECTION | _OF_SELLERS
+
 
 def to_upstream(headers: CIMultiDictProxy[str], paid: Charged | None) -> CIMultiDict[str]:
     """Return the fields of a request for the upstream; `paid` is the charge, None on a free path.
 
     `Host`, `X-Forwarded-*` and `Forwarded` are the caller's business.
     """
-    dropped = _OF_ONE_CONNECTION | _OF_PAYERS | _named(headers)
+    dropped = _with_named(_NOT_UPSTREAM, headers)
     kept: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
@@ -50,7 +52,7 @@ def to_upstream(headers: CIMultiDictProxy[str], paid: Charged | None) -> CIMulti
 
 def to_payer(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """Return the fields of the upstream's answer for the payer."""
-    dropped = _OF_ONE_CONNECTION | _OF_SELLERS | _named(headers)
+    dropped = _with_named(_NOT_TO_PAYER, headers)
     kept: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
@@ -66,9 +68,10 @@ def private(headers: CIMultiDict[str]) -> None:
         headers["Cache-Control"] = "private"
 
 
-def _named(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """Return the fields that `Connection` names as those of this connection."""
-    return frozenset(_tokens(headers.getall("Connection", ())))
+def _with_named(dropped: frozenset[str], headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Add the fields that `Connection` names as those of this connection."""
+    values = headers.getall("Connection", None)
+    return dropped if values is None else dropped.union(_tokens(values))
 
 
 def _tokens(values: Iterable[str]) -> Iterable[str]:

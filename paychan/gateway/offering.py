@@ -99,6 +99,7 @@ class Offering:
         """
         self._terms, self._secrets = terms, secrets
         self._prepared: dict[tuple[Route, str, bool, bool], _Prepared] = {}
+        self._offers: dict[tuple[Route, str], Offer] = {}
         self._slot = -1
 
     @property
@@ -110,16 +111,19 @@ class Offering:
         """Change the terms of new channels from now on."""
         self._terms = terms
         self._prepared.clear()
+        self._offers.clear()
 
     def offer(self, route: Route, asked: Facts) -> Offer:
         """Return what a request of this route is offered, and what its payment must have chosen."""
-        return replace(
-            self._terms,
-            amount_sat=route.amount_sat,
-            unit=route.unit,
-            realm=route.realm or asked.host,
-            description=route.description,
-        )
+        realm = route.realm or asked.host
+        found = self._offers.get((route, realm))
+        if found is None:
+            if len(self._offers) >= _MOST_PREPARED:
+                self._offers.clear()
+            found = self._offers[route, realm] = replace(
+                self._terms, amount_sat=route.amount_sat, unit=route.unit, realm=realm, description=route.description
+            )
+        return found
 
     def answer(
         self, asked: Facts, route: Route, now: float, problem: PaychanError | None = None, *, closes: bool = False

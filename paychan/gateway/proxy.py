@@ -46,7 +46,8 @@ log = structlog.get_logger("gateway")
 SMALL_BODY_BYTES = 65_536
 """A request body up to this size is read before the payment is judged, and is a part of the request's id."""
 
-_CHUNK_BYTES = 65_536
+_SMALL_ANSWER_BYTES = 32_768
+"""An answer's body up to this size leaves with its head: asyncio buffers 64 kB before a write has to wait."""
 
 
 class Proxy:
@@ -208,14 +209,21 @@ class Proxy:
         if sale.charged is not None:
             await self._charge_by_answer(sale, answer)
         headers = to_payer(answer.headers)
+        fields = tuple(headers.items())
         metered = self._metered(sale, answer)
         if metered is not None:
             headers.popall("Content-Length", None)
-        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=sale.success(headers))
+        headers, whole = sale.success(headers), None if metered else _whole(answer, sale.request)
+        if whole is None:
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        else:
+            response = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=whole)
         if sale.request.transport is None:
             await sale.give_back()
-            return response
-        await self._send(sale, answer, response, metered)
+        elif whole is None:
+            await self._send(sale, answer, response, fields, metered)
+        else:
+            await self._send_whole(sale, answer, response, fields, whole)
         return response
 
     def _metered(self, sale: Sale, answer: aiohttp.ClientResponse) -> MeteredBody | None:
@@ -239,11 +247,12 @@ class Proxy:
         sale: Sale,
         answer: aiohttp.ClientResponse,
         response: web.StreamResponse,
+        fields: tuple[tuple[str, str], ...],
         metered: MeteredBody | None,
     ) -> None:
         """Stream the body. A payer that leaves before the first byte gets the price back; later the charge is final."""
         idle, kept, size = sale.route.timeouts.idle_seconds, list[bytes](), 0
-        storable = sale.charged is not None and metered is None and answer.status not in sale.route.gives_back
+        storable = metered is None and _is_storable(sale, answer)
         try:
             await response.prepare(sale.request)
             sale.begin()
@@ -263,10 +272,27 @@ class Proxy:
             _cut(sale.request)
             return
         if storable and sale.key is not None:
-            headers = tuple((name, value) for name, value in to_payer(answer.headers).items())
-            self.shop.answers.keep(sale.key, Stored(answer.status, answer.reason or "", headers, b"".join(kept)))
+            self.shop.answers.keep(sale.key, Stored(answer.status, answer.reason or "", fields, b"".join(kept)))
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
+
+    async def _send_whole(
+        self,
+        sale: Sale,
+        answer: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+        fields: tuple[tuple[str, str], ...],
+        body: bytes,
+    ) -> None:
+        """Send head and body by one write, as `_send` does by several."""
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(sale.request)
+            sale.begin()
+            if sale.key is not None and len(body) <= self.shop.answers.largest_bytes and _is_storable(sale, answer):
+                self.shop.answers.keep(sale.key, Stored(answer.status, answer.reason or "", fields, body))
+            await response.write_eof()
+        if not sale.has_begun:
+            await sale.give_back()
 
 
 # --- answers of the gateway itself ------------------------------------------------------------------------------------
@@ -286,6 +312,11 @@ def _catalogue(path: str, content: bytes) -> web.Response:
 
 def _is_preflight(request: web.BaseRequest) -> bool:
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+
+
+def _is_storable(sale: Sale, answer: aiohttp.ClientResponse) -> bool:
+    """Say whether a repetition of the request may get this answer: it is a paid one."""
+    return sale.charged is not None and answer.status not in sale.route.gives_back
 
 
 def _cut(request: web.BaseRequest) -> None:
@@ -323,6 +354,16 @@ async def _go_ahead(request: web.BaseRequest) -> None:
     """Ask for the body if the payer waits for that (RFC 9110, 10.1.1)."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _whole(answer: aiohttp.ClientResponse, request: web.BaseRequest) -> bytes | None:
+    """Return a small body that has arrived as a whole, if the payer's connection takes it without waiting."""
+    content, transport = answer.content, request.transport
+    if not content.is_eof() or content.exception() is not None or content.total_bytes > _SMALL_ANSWER_BYTES:
+        return None
+    if transport is None or transport.get_write_buffer_size() or request.method == "HEAD":
+        return None
+    return content.read_nowait() or None
 
 
 async def _read(answer: aiohttp.ClientResponse, idle_seconds: float) -> AsyncIterator[bytes]:

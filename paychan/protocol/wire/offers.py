@@ -30,7 +30,7 @@ CHAINS = {
 _WORDS = {chain: word for word, chain in CHAINS.items()}
 
 
-class Offer(Struct, frozen=True):
+class Offer(Struct, frozen=True, cache_hash=True):
     """The price of a resource, and where and on what terms a channel is opened that pays it."""
 
     amount_sat: Sat
