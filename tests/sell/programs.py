@@ -14,7 +14,7 @@ from tests.sell.shop import serve_asgi, serve_tornado, serve_wsgi
 
 
 class Controls:
-    """What a test turns while the program runs."""
+    """Switches that a test turns while the program runs."""
 
     def __init__(self) -> None:
         self.price_sat = 25
