@@ -27,6 +27,8 @@ _OF_SELLERS = frozenset(
     {"payment-required", "payment-response", "payment-receipt", OVERRIDES_HEADER.lower(), PRICE_HEADER.lower()}
 )
 _OWN_PREFIX = "x-paychan-"
+_TRUSTED = frozenset({"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "content-length"})
+"""Fields that the gateway writes or replaces by these names."""
 
 _NOT_UPSTREAM, _NOT_TO_PAYER = _OF_ONE_CONNECTION | _OF_PAYERS, _OF_ONE_CONNECTION | _OF_SELLERS
 
@@ -39,8 +41,10 @@ def to_upstream(headers: CIMultiDictProxy[str], paid: Charged | None) -> CIMulti
     dropped = _with_named(_NOT_UPSTREAM, headers)
     kept: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
-        lower = name.lower()
+        lower = _as_applications_read(name)
         if lower in dropped or lower.startswith(_OWN_PREFIX) or (lower == "authorization" and is_payment(value)):
+            continue
+        if "_" in name and lower in _TRUSTED:
             continue
         kept.add(name, value)
     if paid is not None:
@@ -53,6 +57,8 @@ def to_upstream(headers: CIMultiDictProxy[str], paid: Charged | None) -> CIMulti
 def to_payer(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """Return the fields of the upstream's answer for the payer."""
     dropped = _with_named(_NOT_TO_PAYER, headers)
+    if "Transfer-Encoding" in headers:
+        dropped |= {"content-length"}  # RFC 9112, 6.3: the coding overrides it
     kept: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
@@ -72,6 +78,11 @@ def _with_named(dropped: frozenset[str], headers: CIMultiDictProxy[str]) -> froz
     """Add the fields that `Connection` names as those of this connection."""
     values = headers.getall("Connection", None)
     return dropped if values is None else dropped.union(_tokens(values))
+
+
+def _as_applications_read(name: str) -> str:
+    """Return the name of a field as CGI, WSGI and PHP make it: there `X_Paychan_Credit` is `X-Paychan-Credit`."""
+    return name.lower().replace("_", "-") if "_" in name else name.lower()
 
 
 def _tokens(values: Iterable[str]) -> Iterable[str]:

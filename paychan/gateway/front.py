@@ -19,7 +19,9 @@ from aiohttp import web
 
 from paychan.api.budgets.accepting import Acceptor
 from paychan.api.budgets.connection_slots import WORKING, ConnectionSlots, network_of_peer
+from paychan.api.budgets.penalty import Penalty
 from paychan.api.limits import set_patience
+from paychan.protocol.errors import Malformed
 from paychan.supervisor import Supervised
 
 Quick = Callable[[str, str, dict[bytes, bytes], float], bytes | None]
@@ -46,6 +48,7 @@ class Front(web.Server):
         quick: Quick,
         slots: ConnectionSlots,
         *,
+        penalty: Callable[[], Penalty],
         idle_seconds: float,
         head_seconds: float,
         max_header_bytes: int,
@@ -59,10 +62,13 @@ class Front(web.Server):
             keepalive_timeout=idle_seconds,
             lingering_time=2.0,
         )
-        self.quick, self.slots = quick, slots
+        self.quick, self.slots, self.penalty = quick, slots, penalty
         self._idle_seconds, self._head_seconds = idle_seconds, head_seconds
         self._acceptor: Acceptor | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
+
+    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return FrontRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
     def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         """Accept connections from now on."""
@@ -110,26 +116,86 @@ class Front(web.Server):
         return dict(self._kwargs)
 
 
+class FrontRequest(web.BaseRequest):
+    """A request of a payer."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection goes on after the answer.
+
+        Not after the offer of another protocol: aiohttp's parser drops the bytes that came in one piece with it, and
+        the next request would be read from the middle. It keeps them for a WebSocket.
+        """
+        return not self._message.should_close and self.headers.get("Upgrade", "websocket").lower() == "websocket"
+
+
 class FrontConnection(web.RequestHandler):
     """One connection of a payer, and its slot (`SlotHolder`)."""
 
-    __slots__ = ("_begun", "_front", "_heard", "_is_partial", "network", "paid")
+    __slots__ = (
+        "_begun",
+        "_blocked",
+        "_front",
+        "_heard",
+        "_is_partial",
+        "_parser_is_empty",
+        "network",
+        "paid",
+        "penalty",
+    )
 
     def __init__(self, front: Front, network: str) -> None:
         super().__init__(front, loop=asyncio.get_running_loop(), **front.options())
         self._front, self.network, self.paid = front, network, False
+        self.penalty = front.penalty()
         self._heard = monotonic()
         self._begun: float | None = self._heard
         """Since when a head is awaited that must arrive soon: the first of the connection, or one that has begun."""
         self._is_partial = False
         """Whether the parser has read a part of a head."""
+        self._parser_is_empty = True
+        """Whether what the parser has read ends with a request. Bytes in it belong before the next ones."""
+        self._blocked: float | None = None
+        """Since when the client has not read what was written."""
 
     @property
     def idle_since(self) -> float:
-        return WORKING if self._current_request is not None else self._heard
+        """Monotonic time since which it waits for its client: for a request, for a body, or to read an answer."""
+        if self._blocked is not None:
+            return self._blocked
+        request = self._current_request
+        if request is None or (self._payload_parser is not None and not self.paid):
+            return self._heard
+        return WORKING if request.content.at_eof() or request.content.is_eof() else self._heard
 
     def evict(self) -> None:
+        """Close it at once, without what its client did not read."""
+        if self.transport is not None:
+            self.transport.abort()
         self.force_close()
+
+    def pause_writing(self) -> None:
+        self._blocked = monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._blocked = None
+        super().resume_writing()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are no request, without aiohttp's lines in the log: any stranger can send them."""
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        error = Malformed(field="request", reason="this is no HTTP that the server reads")
+        response = web.json_response({"error": {"code": error.code, "message": str(error)}}, status=status)
+        response.force_close()
+        return response
 
     def is_late(self, now: float, idle_seconds: float, head_seconds: float) -> bool:
         """Say whether its client took too long for a head, or for its next request."""
@@ -147,17 +213,23 @@ class FrontConnection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         self._heard = monotonic()
         is_waiting = self._current_request is None and not self._messages and self._payload_parser is None
-        if is_waiting and not self._is_partial and self._waiter is not None and self._answered(data):
+        if is_waiting and self._parser_is_empty and self._waiter is not None and self._answered(data):
             self._begun = None
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             return
         super().data_received(data)
+        self._parser_is_empty = data.endswith(b"\r\n\r\n")
         if is_waiting:
             self._is_partial = not self._messages
             self._begun = (self._begun or self._heard) if self._is_partial else None
 
     def _answered(self, data: bytes) -> bool:
-        """Answer a plain request that has a price and no payment; False: leave it to the parser."""
+        """Answer a plain request that has a price and no payment; False: leave it to the parser.
+
+        A client that reads no answers is left to aiohttp, which waits for it before it reads another request.
+        """
+        if self._blocked is not None:
+            return False
         if len(data) > _LONGEST_PLAIN or (plain := _PLAIN_HEAD.fullmatch(data)) is None or self.transport is None:
             return False
         method, target, lines = plain.groups()

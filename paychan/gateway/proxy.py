@@ -26,6 +26,7 @@ from yarl import URL
 
 from paychan.gateway.answers import Stored
 from paychan.gateway.asking import Facts
+from paychan.gateway.bodies import chunks_of_answer, chunks_to_upstream, small_body
 from paychan.gateway.cashier import Asked, Closed, Refusal, brings_payment, ends_channel
 from paychan.gateway.discovery import HEADERS as CATALOGUE_HEADERS
 from paychan.gateway.discovery import TYPES
@@ -43,11 +44,15 @@ from paychan.protocol.unpaid import AlreadyDelivered
 
 log = structlog.get_logger("gateway")
 
-SMALL_BODY_BYTES = 65_536
-"""A request body up to this size is read before the payment is judged, and is a part of the request's id."""
+_FOR_PROXIES = frozenset({"CONNECT", "TRACE"})
+"""Methods that are about the way to a server, or show what passed there: none has an answer to sell."""
 
 _SMALL_ANSWER_BYTES = 32_768
 """An answer's body up to this size leaves with its head: asyncio buffers 64 kB before a write has to wait."""
+
+
+class _NoAnswer(aiohttp.ClientError):
+    """The upstream changes the protocol without being asked."""
 
 
 class Proxy:
@@ -99,10 +104,15 @@ class Proxy:
     def _facts(self, request: web.BaseRequest) -> Facts:
         _, scheme, host = self.shop.client_of(request)
         target = request.raw_path
+        if request.method in _FOR_PROXIES:
+            raise MethodNotAllowed(method=request.method)
         if not target.startswith("/"):
             raise Malformed(field="target", reason="want a path that begins with /")
         if len(request.headers.getall("Host", ())) != 1:
             raise Malformed(field="host", reason="want one Host header")
+        codings = request.headers.getall("Transfer-Encoding", ())
+        if codings and [coding.lower() for coding in codings] != ["chunked"]:
+            raise Malformed(field="transfer-encoding", reason="want chunked alone")
         headers = request.headers
         return Facts(request.method, host, target, scheme, headers.get("Accept", ""), headers.get("Accept-Payment", ""))
 
@@ -129,9 +139,9 @@ class Proxy:
                 return await self._forward(Sale(shop, request, facts, route, None))
             return _answer(shop.offering.structured(facts, route, shop.clock()), request)
         try:
-            body = await _small_body(request, route.timeouts.idle_seconds)
-        except TimeoutError:
-            return refused(request, Malformed(field="body", reason="it did not arrive in time"))
+            body = await small_body(request, route.timeouts.idle_seconds)
+        except Malformed as error:
+            return refused(request, error)
         digest = NO_BODY if body == b"" else None if body is None else sha256(body).digest()
         offer = shop.offering.offer(route, facts)
         is_voucher = route.is_metered and request.method == "HEAD"
@@ -177,31 +187,35 @@ class Proxy:
         if is_upgrade(request):
             return await tunnel(sale)
         try:
-            async with self._ask(sale) as answer:
+            async with asyncio.timeout(None) as deadline, self._ask(sale, deadline) as answer:
+                deadline.reschedule(None)
+                if answer.status < 200:
+                    raise _NoAnswer(answer.status)
                 return await self._pass_on(sale, answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if sale.has_begun or request.transport is None:
+            if sale.has_begun:
                 raise
             return await sale.fail(error)
 
-    def _ask(self, sale: Sale) -> aiohttp.client._RequestContextManager:
+    def _ask(self, sale: Sale, deadline: asyncio.Timeout) -> aiohttp.client._RequestContextManager:
+        """Send the request; `deadline` is when the head of the answer must be there."""
         request, route, limits = sale.request, sale.route, sale.route.timeouts
         headers = to_upstream(request.headers, sale.charged)
         sale.tell_origin(headers)
         body: bytes | AsyncIterator[bytes] | None = sale.body
+        headers.popall("Content-Length", None)
         if body is None and request.body_exists:
-            body = _chunks(request, limits.idle_seconds)
-        elif body is not None:
-            headers.popall("Content-Length", None)
+            body = chunks_to_upstream(request, limits, deadline)
+            if request.content_length is not None:
+                headers["Content-Length"] = str(request.content_length)
+        deadline.reschedule(asyncio.get_running_loop().time() + limits.connect_seconds + limits.first_byte_seconds)
         return self.shop.upstream.request(
             request.method,
             URL(route.upstream + sale.facts.target, encoded=True),
             headers=headers,
             data=body or None,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.connect_seconds, sock_read=limits.first_byte_seconds
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_seconds),
         )
 
     async def _pass_on(self, sale: Sale, answer: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -256,7 +270,8 @@ class Proxy:
         try:
             await response.prepare(sale.request)
             sale.begin()
-            chunks = metered.pieces(_read(answer, idle)) if metered else _read(answer, idle)
+            chunks = chunks_of_answer(answer, idle)
+            chunks = metered.pieces(chunks) if metered else chunks
             async for chunk in chunks:
                 size += len(chunk)
                 storable = storable and size <= self.shop.answers.largest_bytes
@@ -325,37 +340,6 @@ def _cut(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
-# --- bodies -----------------------------------------------------------------------------------------------------------
-
-
-async def _small_body(request: web.BaseRequest, idle_seconds: float) -> bytes | None:
-    """Read a small body as a whole; None: it is large, or its size is unknown. Raises `TimeoutError`."""
-    if not request.body_exists:
-        return b""
-    length = request.content_length
-    if length is None or length > SMALL_BODY_BYTES:
-        return None
-    await _go_ahead(request)
-    async with asyncio.timeout(idle_seconds):
-        return await request.content.read()
-
-
-async def _chunks(request: web.BaseRequest, idle_seconds: float) -> AsyncIterator[bytes]:
-    await _go_ahead(request)
-    while True:
-        async with asyncio.timeout(idle_seconds):
-            chunk = await request.content.readany()
-        if not chunk:
-            return
-        yield chunk
-
-
-async def _go_ahead(request: web.BaseRequest) -> None:
-    """Ask for the body if the payer waits for that (RFC 9110, 10.1.1)."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
 def _whole(answer: aiohttp.ClientResponse, request: web.BaseRequest) -> bytes | None:
     """Return a small body that has arrived as a whole, if the payer's connection takes it without waiting."""
     content, transport = answer.content, request.transport
@@ -364,12 +348,3 @@ def _whole(answer: aiohttp.ClientResponse, request: web.BaseRequest) -> bytes | 
     if transport is None or transport.get_write_buffer_size() or request.method == "HEAD":
         return None
     return content.read_nowait() or None
-
-
-async def _read(answer: aiohttp.ClientResponse, idle_seconds: float) -> AsyncIterator[bytes]:
-    while True:
-        async with asyncio.timeout(idle_seconds):
-            chunk = await answer.content.readany()
-        if not chunk:
-            return
-        yield chunk

@@ -25,7 +25,7 @@ from paychan.gateway.prices import PriceList, Route
 from paychan.gateway.receipt_key import ReceiptKey
 from paychan.gateway.underway import UnderWay
 from paychan.protocol import receipts
-from paychan.protocol.errors import PaychanError
+from paychan.protocol.errors import Malformed, PaychanError
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import RequestUnderWay, UpstreamFailed
 
@@ -153,7 +153,8 @@ class Sale:
 
     async def fail(self, error: BaseException) -> web.Response:
         """Give the price back, and answer that the upstream gave no answer."""
-        self.shop.failing.warning(upstream=self.route.upstream, reason=f"{type(error).__name__}: {error}")
+        if self.request.transport is not None:  # a payer that has gone says nothing about the upstream
+            self.shop.failing.warning(upstream=self.route.upstream, reason=f"{type(error).__name__}: {error}")
         await self.give_back()
         response = refused(self.request, UpstreamFailed(), 504 if isinstance(error, TimeoutError) else 502)
         self.success(response.headers)
@@ -169,6 +170,6 @@ def refused(request: web.BaseRequest, error: PaychanError, status: int | None = 
     )
     if response.status == 503 or isinstance(error, RequestUnderWay):
         response.headers["Retry-After"] = "1"
-    if request.body_exists:
-        response.force_close()  # its body is not read
+    if request.body_exists or isinstance(error, Malformed):
+        response.force_close()  # its body is not read; another parser may have found another request in it
     return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import time
 
 import aiohttp
@@ -14,6 +15,7 @@ from tornado.netutil import bind_sockets
 from actors.context import wall_clock
 from paychan.api import forwarded
 from paychan.api.budgets.connection_slots import ConnectionSlots
+from paychan.api.budgets.penalty import Penalty
 from paychan.api.limits import BACKLOG
 from paychan.api.rate_limited_log import RateLimitedLog
 from paychan.api.service import Service
@@ -86,6 +88,7 @@ class Gateway:
             proxy.handle,
             proxy.quick,
             self.slots,
+            penalty=partial(Penalty, http.max_bad_signatures, closes=not http.trust_forwarded),
             idle_seconds=http.idle_seconds,
             head_seconds=http.head_seconds,
             max_header_bytes=http.max_header_bytes,

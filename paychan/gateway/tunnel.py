@@ -32,7 +32,9 @@ _POLICY_VIOLATION = 1008
 
 
 def is_upgrade(request: web.BaseRequest) -> bool:
-    """Say whether a request asks for a WebSocket."""
+    """Say whether a request asks for a WebSocket; only a GET can, and the upstream gets a GET of the same price."""
+    if request.method != "GET":
+        return False
     wanted = {token.strip().lower() for token in request.headers.get("Connection", "").split(",")}
     return "upgrade" in wanted and request.headers.get("Upgrade", "").lower() == "websocket"
 
@@ -48,15 +50,16 @@ async def tunnel(sale: Sale) -> web.StreamResponse:
         name.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", ()) for name in value.split(",")
     ]
     try:
-        upstream = await sale.shop.upstream.ws_connect(
-            URL(route.upstream + sale.facts.target, encoded=True),
-            headers=headers,
-            protocols=wanted,
-            autoping=False,
-            autoclose=False,
-            max_msg_size=_MOST_MESSAGE_BYTES,
-            timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
-        )
+        async with asyncio.timeout(route.timeouts.connect_seconds + route.timeouts.first_byte_seconds):
+            upstream = await sale.shop.upstream.ws_connect(
+                URL(route.upstream + sale.facts.target, encoded=True),
+                headers=headers,
+                protocols=wanted,
+                autoping=False,
+                autoclose=False,
+                max_msg_size=_MOST_MESSAGE_BYTES,
+                timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
+            )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         return await sale.fail(error)
     payer = web.WebSocketResponse(
