@@ -1,4 +1,4 @@
-"""An upstream that keeps the bytes of each connection, reads them by its own strict rules, and answers what it is told.
+"""An upstream that keeps the bytes of each connection, reads them by strict rules of its own, and answers by a script.
 
 It is not aiohttp, so that the gateway and its judge do not share a parser.
 """
