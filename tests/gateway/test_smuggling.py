@@ -189,7 +189,7 @@ def test_an_upgrade_changes_no_method(shop: Shop, raw: RawUpstream, customer: Cu
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"TLS/1.0"])
 def test_a_declined_upgrade_swallows_no_request(shop: Shop, raw: RawUpstream, upgrade: bytes) -> None:
-    """What follows a request for another protocol is the next request with its price, or the connection has ended."""
+    """Bytes behind a request for another protocol are the next request with its price, or the connection has ended."""
     seen = len(raw.targets)
     first = get(
         b"/free/up",
