@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from typer.testing import CliRunner
 
+from signer.cli import rotate as rotation
+from signer.cli import seed as commands
 from signer.commands import app
 from signer.secret.sources import Secret
+from signer.seed import open as keystore
+from signer.seed.encryption import Cost
 from signer.seed.file import Seed, read_seeds
+
+CHEAP = Cost(2)
+"""Used by commands in the test's process; the console script takes a second for each passphrase."""
 
 WORD = "correct horse battery staple"
 ABANDON = "abandon " * 11 + "about"
@@ -45,7 +53,13 @@ class Result(NamedTuple):
 
 
 def call(*arguments: str | Path, text: str = "") -> Result:
-    result = CliRunner().invoke(app, [str(each) for each in arguments], input=text)
+    """Run a command in this process; the seed files that it writes have a cheap key."""
+    with (
+        mock.patch.object(commands, "CHOSEN", CHEAP),
+        mock.patch.object(rotation, "CHOSEN", CHEAP),
+        mock.patch.object(keystore, "CHOSEN", CHEAP),
+    ):
+        result = CliRunner().invoke(app, [str(each) for each in arguments], input=text)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Result(result.exit_code, " ".join(result.output.split()))

@@ -15,11 +15,9 @@ from paychan.protocol.types import Network
 from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, Refusal, SettlementReply
 from paychan.shared.called import as_called
 from paychan.shared.words import to_words
-from signer.cli import rotate as rotation
 from signer.cli import seed as commands
 from signer.keys.ring import DEBUG_KEY, KeyRing, hardened_keys
 from signer.seed import open as keystore
-from signer.seed.encryption import Cost
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request, mutated
 from tests.signer.place import ABANDON, WORD, Place, call, make_place, private, recovered, run
@@ -31,7 +29,6 @@ ADDRESSES = (
     "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn",
     "n1egEEx4LEYp5Wmovm5ZTFT9JiX8HF9ymT",
 )
-CHEAP = Cost(2)
 
 
 @pytest.fixture
@@ -40,11 +37,8 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture(autouse=True)
-def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process make cheap keys; those of the console script are real."""
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    for module in (commands, rotation, keystore):
-        monkeypatch.setattr(module, "CHOSEN", CHEAP)
 
 
 def test_init_of_a_script_writes_the_words(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:

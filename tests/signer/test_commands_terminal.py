@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ import pytest
 from paychan.protocol.wire.signer_messages import Health, HealthReply
 from paychan.shared.words import to_words
 from signer.cli import words as backup
+from signer.seed.encryption import CHOSEN
 from tests.lib.pseudoterminal import PseudoTerminal
 from tests.lib.signer_process import COMMAND
 from tests.signer.place import ABANDON, WORD, Place, make_place, private, run
@@ -71,6 +73,7 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
         assert terminal.wait() == 0
 
     (seed,) = place.seeds()
+    assert json.loads(place.seed.read_text())["n"] == CHOSEN.n
     assert to_words(seed.secret) == words
     assert f"fingerprint of its master key is {seed.fingerprint}" in terminal.text_left
     assert stat.S_IMODE(place.seed.stat().st_mode) == 0o600

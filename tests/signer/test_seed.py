@@ -23,6 +23,7 @@ from signer.secret import file as privatefile
 from signer.secret.sources import NoSecret, Secret
 from signer.seed import encryption as sealed
 from signer.seed import file as seed
+from signer.seed import open as keystore
 from signer.seed.encryption import Cost, Damaged, WrongPassphrase, seal, unseal
 from signer.seed.file import (
     Seed,
@@ -464,14 +465,16 @@ def test_created_seed_has_a_created_passphrase_beside_it(tmp_path: Path) -> None
     assert len((tmp_path / "signer.passphrase").read_text().strip()) == 64
 
 
-def test_created_seed_uses_a_configured_passphrase(tmp_path: Path) -> None:
-    """A configured passphrase encrypts the created seed, and none is written."""
+def test_created_seed_uses_a_configured_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured passphrase encrypts the created seed, at the cost of a chosen one, and none is written."""
+    monkeypatch.setattr(keystore, "CHOSEN", Cost(4))
     text = f'mode = "hardened"\ncreate_if_missing = true\npassphrase_file = "{private(tmp_path / "p")}"'
     settings = config(tmp_path, text)
 
     first = open_seeds(settings, passphrase_sources(settings))
 
     assert read_seeds(settings.seed_path, secret()) == first
+    assert '"n":4,' in settings.seed_path.read_text()
     assert not (tmp_path / "signer.passphrase").exists()
 
 
