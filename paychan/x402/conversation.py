@@ -36,13 +36,11 @@ class Conversation:
     def __init__(self, purse: Purse, request: Request) -> None:
         self._flow = exchange(purse, request)
         self._busy = threading.Lock()
-        self._required: PaymentRequired | None = None
         self.payment: PaymentPayload | None = None
         self.bill: Bill | None = None
 
     def begin(self, required: PaymentRequired) -> Steps[None]:
         """Decide a payment for a 402. Raises what `exchange` raises, before anything is signed."""
-        self._required = required
         with self._busy:
             next(self._flow)
             yield from self._tell(Answer(402, ((REQUIRED_HEADER.lower(), encode_header(required)),)))
@@ -50,19 +48,15 @@ class Conversation:
     def answered(self, answer: PaymentRequired | SettleResponse) -> Steps[bool]:
         """Take the answer to the payment; True: `payment` is a corrected one, which is to be sent once.
 
-        A refusal in `PAYMENT-RESPONSE`, as the SDK's middleware sends it, may have the channel's state in its `extra`.
-
         Raises:
             StillUnpaid: the payment was refused, and there is nothing to correct.
             FalseProof: the server showed a payment that this wallet did not sign.
         """
         with self._busy:
             self.payment = None
-            if isinstance(answer, SettleResponse) and answer.success:
-                yield from self._tell(Answer(200, ((RESPONSE_HEADER.lower(), encode_header(answer)),)))
-            else:
-                required = self._corrected(answer) if isinstance(answer, SettleResponse) else answer
-                yield from self._tell(Answer(402, ((REQUIRED_HEADER.lower(), encode_header(required)),)))
+            status = 200 if isinstance(answer, SettleResponse) and answer.success else 402
+            name = RESPONSE_HEADER if isinstance(answer, SettleResponse) else REQUIRED_HEADER
+            yield from self._tell(Answer(status, ((name.lower(), encode_header(answer)),)))
             return self.payment is not None
 
     def end(self) -> None:
@@ -79,15 +73,6 @@ class Conversation:
             self.bill = headers
         elif headers:
             self.payment = read_payment(dict(headers)[SIGNATURE_HEADER])
-
-    def _corrected(self, failure: SettleResponse) -> PaymentRequired:
-        """Return the refusal as a 402: the offer that was paid, with the state that the refusal shows."""
-        from msgspec.structs import replace
-
-        assert self._required is not None
-        (way,) = self._required.accepts
-        way = replace(way, extra={**way.extra, **(failure.extra or {})})
-        return replace(self._required, accepts=[way], error=failure.error_reason)
 
 
 def _until_try(flow: Generator[Any, Any, Bill | None], answer: Answer) -> Steps[Headers | Bill | None]:

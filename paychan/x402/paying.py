@@ -36,6 +36,9 @@ FAMILY = "bip122:*"
 UNKNOWN_HOST = "unknown:0"
 """Host of a request whose URL the SDK did not tell. A budget with `hosts` does not pay it."""
 
+UNKNOWN_METHOD = "?"
+"""Method of each request in the log: the SDK does not tell it."""
+
 LEASE_SECONDS = 60.0
 """Longest wait for the answer to a payment; then the channel is unlocked, and the payment stays open in the log."""
 
@@ -156,7 +159,7 @@ class ChannelScheme:
         parts = urlsplit(url)
         host = host_of(parts.scheme, parts.hostname or "", parts.port) if url else UNKNOWN_HOST
         claimed = required.resource.url if required.resource is not None else ""
-        return Request("", url or claimed, host)
+        return Request(UNKNOWN_METHOD, url or claimed, host)
 
     def _arm(self, talk: _Talk) -> None:
         """End the conversation with its task, or after the lease."""
@@ -204,7 +207,7 @@ def pay_with(
         client: `x402Client` or `x402ClientSync`; its spend controls are replaced.
         budget: limits of the wallet; or a `Purse`.
         wallet: directory of the channels; default as for `Payer`. Not beside a `Purse`.
-        max_sat: highest price of one request in satoshi: the cap of the SDK's spend controls.
+        max_sat: highest price of one request in satoshi, or of one unit: the cap of the SDK's spend controls.
         other_assets: further entries of `allowed_assets`.
         max_amount_per_payment: the SDK's limit for default assets of its other schemes.
         lease_seconds: longest wait for an answer while the channel is locked.

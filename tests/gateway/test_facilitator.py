@@ -104,6 +104,18 @@ async def test_the_same_request_is_settled_once(tmp_path: Path) -> None:
         assert await found.desk.credit() == (25, 25)
 
 
+async def test_a_payment_is_settled_again_after_a_restart(tmp_path: Path) -> None:
+    """The server is killed between booking and answer: the channel's record knows the request, which costs nothing more."""
+    async with counter(tmp_path) as found:
+        body = found.body(25, "an-identifier-of-the-payer")
+        assert (await found.settle(body)).success
+        restarted = Counter(found.desk)
+        assert (await restarted.settle(body)).success
+        assert not (await restarted.settle(body)).success
+        assert not (await restarted.facilitator.unsettle(body)).success
+        assert await found.desk.credit() == (25, 25)
+
+
 async def test_a_name_or_the_resource_makes_another_request(tmp_path: Path) -> None:
     """A payment of two prices pays two requests: another identifier or another resource, and no third one."""
     async with counter(tmp_path) as found:

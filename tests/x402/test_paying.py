@@ -146,7 +146,13 @@ async def test_the_wallets_budget_counts_too(seller: Seller, wallet: Path) -> No
                 await client.get(seller.url)
         assert isinstance(caught.value.__cause__, kind)
     assert seller.signed_sat == 0
-    async with client_of(purse_of(wallet, Budget(total=100, hosts=[seller.host]))) as client:
+    known = purse_of(wallet, Budget(total=100, hosts=[seller.host]))
+    bare = x402Client()
+    pay_with(bare, known, max_sat=100)
+    async with httpx.AsyncClient(transport=x402AsyncTransport(bare)) as client:
+        with pytest.raises(PaymentError, match="unknown:0"):
+            await client.get(seller.url)
+    async with client_of(known) as client:
         assert (await client.get(seller.url)).status_code == 200
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from flask import Flask
-from x402 import x402ResourceServer
+from x402 import x402Client, x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
+from x402.http.clients.httpx import x402AsyncTransport
 from x402.http.middleware.flask import payment_middleware as flask_middleware
 
+from paychan.client import Payer, paid_async_client
 from paychan.protocol.wire.x402_json import read_required, read_response
 from paychan.protocol.wire.x402_outcomes import read_settled
-from paychan.x402 import Seller, SellingScheme
+from paychan.x402 import Seller, SellingScheme, pay_with
+from tests.lib.proxies import free_port
+from tests.lib.readme import ROOT
 from tests.lib.system import System
 from tests.x402.market import PRICE_SAT, Customer, Market, open_server, purse_of
 
@@ -118,6 +127,43 @@ async def test_a_failed_handler_makes_the_price_credit(market: Market) -> None:
         assert again.status_code == 402
 
 
+async def test_our_own_client_pays_the_stock_middleware(market: Market, tmp_path: Path) -> None:
+    """`paid_async_client` understands its offers, and its refusals, which have the channel's state and no offer."""
+    purse = purse_of(tmp_path)
+    async with paid_async_client(purse, transport=market.transport, base_url="http://shop.example") as client:
+        assert (await client.get("/tile/a")).status_code == 200
+        (name,) = purse.wallet.names()
+        before = purse.wallet.read(name), purse.log.path.read_bytes()
+        for number in ("b", "c"):
+            await client.get(f"/tile/{number}")
+    file, _ = purse.wallet.open(name)
+    file.save(before[0])
+    file.release()
+    purse.log.path.write_bytes(before[1])
+    behind = purse_of(tmp_path)
+    async with paid_async_client(behind, transport=market.transport, base_url="http://shop.example") as client:
+        assert (await client.get("/tile/d")).status_code == 200
+
+
+async def test_a_payment_fits_a_header(market: Market, tmp_path: Path) -> None:
+    """What the SDK sends back, offer, resource and identifier included, is far below the 8192 bytes of a usual limit."""
+    sizes = []
+
+    async def note(request: httpx.Request) -> None:
+        sizes.append(len(request.headers.get("PAYMENT-SIGNATURE", "")))
+
+    class Noting(httpx.ASGITransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await note(request)
+            return await super().handle_async_request(request)
+
+    transport = x402AsyncTransport(pay_with(x402Client(), purse_of(tmp_path), max_sat=100), Noting(market.app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop.example") as client:
+        assert (await client.get("/tile/" + "5" * 500)).status_code == 200
+    assert sizes[0] == 0
+    assert 1_000 < sizes[1] < 4_096
+
+
 def test_flask_sells_too(server: tuple[System, int], market: Market) -> None:
     """The SDK's middleware of Flask settles by the same facilitator, with blocking calls."""
     seller = Seller(market.url, market.token, blocking=True)
@@ -155,3 +201,45 @@ def test_a_facilitator_needs_the_token(market: Market) -> None:
     with pytest.raises(Exception, match="401"):
         server.initialize()
     assert httpx.get(market.system.url + "/supported").status_code == 404
+
+
+PAGE = (ROOT / "paychan/x402/README.md").read_text()
+MOST_LINES = 10
+
+
+def example(heading: str) -> str:
+    """Return the program below a heading of the page."""
+    return re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.partition(f"## {heading}\n")[2])[0]
+
+
+def test_the_examples_of_the_page_pay_each_other(
+    server: tuple[System, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A seller and a payer of at most ten lines: the payer prints what the seller answers."""
+    for heading in ("Paying", "Selling"):
+        assert len([line for line in example(heading).splitlines() if line.strip()]) <= MOST_LINES
+    (system, port), shop_port = server, free_port()
+    (tmp_path / "merchant.token").write_bytes((system.state / "merchant.token").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "wallet"))
+    with Payer(system.url) as payer:
+        payer.channel_for(room_sat=1_000).release()
+    program: dict[str, Any] = {"__name__": "shop"}
+    exec(example("Selling").replace("8402", str(port)), program)
+    shop = uvicorn.Server(uvicorn.Config(program["app"], port=shop_port, log_level="error", lifespan="off", ws="none"))
+
+    async def serve() -> None:
+        await shop.serve()
+        await program["seller"].aclose()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        while not shop.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        exec(example("Paying").replace("5000", str(shop_port)), {"__name__": "payer"})
+    finally:
+        shop.should_exit = True
+        thread.join(30)
+    assert capsys.readouterr().out == '{"tile":5}\n'

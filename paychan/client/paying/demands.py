@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
@@ -16,7 +17,7 @@ from paychan.protocol.wire import mpp, x402, x402_json
 from paychan.protocol.wire.challenge_header import FIELD
 from paychan.protocol.wire.mpp_outcomes import RECEIPT_HEADER, read_receipt
 from paychan.protocol.wire.offers import ChannelState, Offer, Settled, Voucher
-from paychan.protocol.wire.x402_outcomes import read_settled
+from paychan.protocol.wire.x402_outcomes import read_settled, read_state
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
 Protocol: TypeAlias = Literal["x402", "mpp"]
@@ -85,6 +86,23 @@ def read_demands(headers: Headers, prefer: Protocol = "x402", units: int = 1) ->
     found = {"x402": _x402_demands(headers, units), "mpp": _mpp_demands(headers, units)}
     other: Protocol = "mpp" if prefer == "x402" else "x402"
     return [*found[prefer], *found[other]]
+
+
+def read_corrections(headers: Headers, paid: Demand) -> list[Demand]:
+    """Return the offers of a refusal that show the channel's state; `paid` is the offer that the payment answered.
+
+    A server of x402 that settles by a facilitator shows the state in `PAYMENT-RESPONSE`, and no offer.
+    """
+    found = [each for each in read_demands(headers, paid.protocol, paid.units) if each.state is not None]
+    for value in _values(headers, _RESPONSE):
+        try:
+            response = x402_json.read_response(value)
+            state = None if response.success else read_state(response.extra or {})
+        except PaychanError:
+            continue
+        if state is not None:
+            found.append(msgspec.structs.replace(paid, state=state))
+    return found
 
 
 def _x402_demands(headers: Headers, units: int) -> list[Demand]:

@@ -31,7 +31,15 @@ from paychan.client.errors import (
 from paychan.client.paying import paying
 from paychan.client.paying.account import Answered, Corrected, Unpaid, declination, kept_receipt, shortened
 from paychan.client.paying.budget import Budget, Question
-from paychan.client.paying.demands import Demand, Headers, Protocol, read_demands, read_outcome, read_problem
+from paychan.client.paying.demands import (
+    Demand,
+    Headers,
+    Protocol,
+    read_corrections,
+    read_demands,
+    read_outcome,
+    read_problem,
+)
 from paychan.client.paying.paying import Plan, Request
 from paychan.client.paying.spending import SpendingLog
 from paychan.client.record import ChannelRecord
@@ -215,9 +223,8 @@ class Purse:
         Raises:
             FalseProof: the proof is not by this wallet.
         """
-        for demand in read_demands(answer.headers, plan.demand.protocol, self.units):
-            if demand.state is None:
-                continue
+        for demand in read_corrections(answer.headers, plan.demand):
+            assert demand.state is not None
             try:
                 record = paying.corrected(plan.record, demand.state, plan.paid.url)
             except FalseProof as error:
