@@ -18,9 +18,9 @@ from paychan.protocol.wire import x402
 from paychan.protocol.wire.offers import Voucher
 from paychan.protocol.wire.x402_json import PaymentRequired, read_required
 from paychan.x402 import Seller, pay_with
+from tests.gateway.shop import Shop, open_shop
 from tests.lib import rbpcp
 from tests.lib.proxies import free_port
-from tests.lib.system import System
 
 OPENING_SAT, PRICE_SAT, LEASE_SECONDS = 100_000, 25, 60
 
@@ -28,9 +28,9 @@ OPENING_SAT, PRICE_SAT, LEASE_SECONDS = 100_000, 25, 60
 class Market:
     """The seller's program; `served` are the paths that its handlers answered."""
 
-    def __init__(self, system: System, port: int) -> None:
-        self.system, self.url = system, f"http://127.0.0.1:{port}"
-        self.token = (system.state / "merchant.token").read_text().strip()
+    def __init__(self, shop: Shop, port: int) -> None:
+        self.shop, self.system, self.url = shop, shop.system, f"http://127.0.0.1:{port}"
+        self.token = (shop.system.state / "merchant.token").read_text().strip()
         self.seller = Seller(self.url, self.token)
         self.served: list[str] = []
         self.app = FastAPI()
@@ -86,12 +86,12 @@ class Customer:
 
 
 @contextmanager
-def open_server(directory: Path) -> Iterator[tuple[System, int]]:
-    """Run a server with the merchant interface on a port."""
+def open_server(directory: Path) -> Iterator[tuple[Shop, int]]:
+    """Run a server with a gateway, and the merchant interface on a port."""
     port = free_port()
     settings = {"merchant": f"on = true\nport = {port}\nlease_seconds = {LEASE_SECONDS}"}
-    with System(directory, sections=settings) as system:
-        yield system, port
+    with open_shop(directory, sections=settings) as shop:
+        yield shop, port
 
 
 def purse_of(directory: Path, **limits: Any) -> Purse:

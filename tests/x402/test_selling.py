@@ -16,27 +16,27 @@ import uvicorn
 from flask import Flask
 from x402 import x402Client, x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
-from x402.http.clients.httpx import x402AsyncTransport
+from x402.http.clients.httpx import PaymentError, x402AsyncTransport
 from x402.http.middleware.flask import payment_middleware as flask_middleware
 
 from paychan.client import Payer, paid_async_client
 from paychan.protocol.wire.x402_json import read_required, read_response
 from paychan.protocol.wire.x402_outcomes import read_settled
 from paychan.x402 import Seller, SellingScheme, pay_with
+from tests.gateway.shop import Shop
 from tests.lib.proxies import free_port
 from tests.lib.readme import ROOT
-from tests.lib.system import System
 from tests.x402.market import PRICE_SAT, Customer, Market, open_server, purse_of
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, int]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, int]]:
     with open_server(tmp_path_factory.mktemp("market")) as opened:
         yield opened
 
 
 @pytest.fixture
-async def market(server: tuple[System, int]) -> AsyncIterator[Market]:
+async def market(server: tuple[Shop, int]) -> AsyncIterator[Market]:
     found = Market(*server)
     yield found
     await found.seller.aclose()
@@ -127,6 +127,49 @@ async def test_a_failed_handler_makes_the_price_credit(market: Market) -> None:
         assert again.status_code == 402
 
 
+class Lossy(httpx.AsyncHTTPTransport):
+    """Loses the answers to the paid requests that a test names."""
+
+    losses = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if "PAYMENT-SIGNATURE" in request.headers and self.losses:
+            self.losses -= 1
+            await response.aclose()
+            msg = "lost"
+            raise httpx.ReadError(msg)
+        return response
+
+
+async def test_the_sdk_pays_the_gateway(market: Market, tmp_path: Path) -> None:
+    """First payment, second one, a lost answer, and recovery of a wallet that is behind; the service works once for each."""
+    purse, lossy = purse_of(tmp_path), Lossy()
+    base, calls = market.shop.url, len(market.shop.upstream.calls)
+    transport = x402AsyncTransport(pay_with(x402Client(), purse, max_sat=100), lossy)
+    async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+        assert (await client.get("/v1/a?z=3")).json()["path"] == "/v1/a?z=3"
+        (name,) = purse.wallet.names()
+        before = purse.wallet.read(name), purse.log.path.read_bytes()
+        lossy.losses = 1
+        with pytest.raises(PaymentError):
+            await client.get("/v1/b")
+        assert (await client.get("/v1/b")).status_code == 200
+        assert (await client.get("/v1/c")).status_code == 200
+    assert len(market.shop.upstream.calls) - calls == 3
+    assert purse.log.account().total_sat == 3 * PRICE_SAT
+
+    file, _ = purse.wallet.open(name)
+    file.save(before[0])
+    file.release()
+    purse.log.path.write_bytes(before[1])
+    behind = pay_with(x402Client(), purse_of(tmp_path), max_sat=100)
+    async with httpx.AsyncClient(transport=x402AsyncTransport(behind), base_url=base) as client:
+        answer = await client.get("/v1/d")
+    assert answer.status_code == 200
+    assert read_settled(read_response(answer.headers["PAYMENT-RESPONSE"])).state.credit_sat == 0
+
+
 async def test_our_own_client_pays_the_stock_middleware(market: Market, tmp_path: Path) -> None:
     """`paid_async_client` understands its offers, and its refusals, which have the channel's state and no offer."""
     purse = purse_of(tmp_path)
@@ -146,7 +189,7 @@ async def test_our_own_client_pays_the_stock_middleware(market: Market, tmp_path
 
 
 async def test_a_payment_fits_a_header(market: Market, tmp_path: Path) -> None:
-    """What the SDK sends back, offer, resource and identifier included, is far below the 8192 bytes of a usual limit."""
+    """The payment with all that the SDK sends back, offer, resource and identifier included, is far below the 8192 bytes of a usual limit."""
     sizes = []
 
     async def note(request: httpx.Request) -> None:
@@ -164,7 +207,7 @@ async def test_a_payment_fits_a_header(market: Market, tmp_path: Path) -> None:
     assert 1_000 < sizes[1] < 4_096
 
 
-def test_flask_sells_too(server: tuple[System, int], market: Market) -> None:
+def test_flask_sells_too(server: tuple[Shop, int], market: Market) -> None:
     """The SDK's middleware of Flask settles by the same facilitator, with blocking calls."""
     seller = Seller(market.url, market.token, blocking=True)
     app = Flask("shop")
@@ -213,16 +256,16 @@ def example(heading: str) -> str:
 
 
 def test_the_examples_of_the_page_pay_each_other(
-    server: tuple[System, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: tuple[Shop, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A seller and a payer of at most ten lines: the payer prints what the seller answers."""
     for heading in ("Paying", "Selling"):
         assert len([line for line in example(heading).splitlines() if line.strip()]) <= MOST_LINES
-    (system, port), shop_port = server, free_port()
-    (tmp_path / "merchant.token").write_bytes((system.state / "merchant.token").read_bytes())
+    (found, port), shop_port = server, free_port()
+    (tmp_path / "merchant.token").write_bytes((found.system.state / "merchant.token").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "wallet"))
-    with Payer(system.url) as payer:
+    with Payer(found.system.url) as payer:
         payer.channel_for(room_sat=1_000).release()
     program: dict[str, Any] = {"__name__": "shop"}
     exec(example("Selling").replace("8402", str(port)), program)
