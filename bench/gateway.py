@@ -46,9 +46,9 @@ from paychan.protocol.wire.x402_json import REQUIRED_HEADER, SIGNATURE_HEADER, r
 from paychan.running import read_running
 
 PRICE_SAT = 25
-PAID, FREE, STOCK_PAID, STOCK_FREE = "/v1/item", "/free/item", "/v1/item", "/free/item"
+PAID, FREE = "/v1/item", "/free/item"
 STOCK_PACKAGES = ("x402[fastapi,evm]>=2.25,<3", "uvicorn[standard]", "coincurve")
-"""Of the environment of the stock middleware; coincurve lets it recover keys by libsecp256k1."""
+"""Of the environment of the stock middleware. It has two sides: as its packages install it, and with coincurve."""
 
 _PRICES = """
 upstream = "http://127.0.0.1:{port}"
@@ -67,9 +67,11 @@ _STOCK_SHARE = 5
 RATIOS = {
     "paid / unpaid, CPU": ("paid", "free", "cpu_us"),
     "paid / unpaid, requests/s": ("paid", "free", "rate"),
-    "paid / stock paid, requests/s": ("paid", "stock paid", "rate"),
-    "stock paid / paid, CPU": ("stock paid", "paid", "cpu_us"),
-    "paid / stock unpaid, CPU": ("paid", "stock free", "cpu_us"),
+    "paid / stock, requests/s": ("paid", "stock", "rate"),
+    "stock / paid, CPU": ("stock", "paid", "cpu_us"),
+    "paid / stock with coincurve, requests/s": ("paid", "stock, coincurve", "rate"),
+    "stock with coincurve / paid, CPU": ("stock, coincurve", "paid", "cpu_us"),
+    "stock, unpaid / paid, CPU": ("stock, unpaid", "paid", "cpu_us"),
 }
 
 
@@ -100,9 +102,10 @@ class Row(Struct):
 
 
 @contextmanager
-def _program(core: int, directory: Path, python: str | Path, *arguments: str) -> Iterator[Measured]:
-    """Run a program that prints its port."""
+def _program(core: int, directory: Path, python: str | Path, *arguments: str, keys: str = "") -> Iterator[Measured]:
+    """Run a program that prints its port; `keys` names the library that eth-keys uses."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"ECC_BACKEND_CLASS": f"eth_keys.backends.{keys}"} if keys else {}
     with subprocess.Popen([str(python), *arguments], stdout=subprocess.PIPE, text=True, env=environment) as process:
         os.sched_setaffinity(process.pid, {core})
         assert process.stdout is not None
@@ -296,13 +299,15 @@ def prepared(stack: ExitStack, directory: Path, connections: int, count: int, wa
         Side("upstream alone", small, [[get(FREE, small.server)] * count] * connections),
     ]
     if stock:
-        few, file = count // _STOCK_SHARE, directory / "headers"
-        arguments = (_beside("stock_x402.py"), str(file), str(connections), str(few))
-        theirs = stack.enter_context(_program(ours, directory, stock_python(), *arguments))
-        signed = [line.split() for line in file.read_text().splitlines()]
-        requests = [[get(STOCK_PAID, theirs.server, f"{SIGNATURE_HEADER}: {each}") for each in line] for line in signed]
-        sides.append(Side("stock paid", theirs, requests))
-        sides.append(Side("stock free", theirs, [[get(STOCK_FREE, theirs.server)] * few] * connections))
+        few = count // _STOCK_SHARE
+        for name, keys in (("stock", "NativeECCBackend"), ("stock, coincurve", "CoinCurveECCBackend")):
+            file = directory / keys
+            arguments = (_beside("stock_x402.py"), str(file), str(connections), str(few))
+            theirs = stack.enter_context(_program(ours, directory, stock_python(), *arguments, keys=keys))
+            lines = [line.split() for line in file.read_text().splitlines()]
+            signed = [[get(PAID, theirs.server, f"{SIGNATURE_HEADER}: {each}") for each in line] for line in lines]
+            sides.append(Side(name, theirs, signed))
+        sides.append(Side("stock, unpaid", theirs, [[get(FREE, theirs.server)] * few] * connections))
     return sides
 
 
