@@ -29,6 +29,9 @@ from paychan.tracing import NUMBERS, REQUEST
 
 _POLL_SECONDS = 0.005
 
+_NOT_WAKING = (Pay, Charge)
+"""A sleeping channel is not woken for these while memory is short; it is always woken to close."""
+
 
 class Registry:
     """All channels of this process, asleep or awake. Every API reaches a channel through it."""
@@ -77,10 +80,14 @@ class Registry:
 
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Send a channel a message; return its outcome once that is durable."""
-        with self._answering():
-            if isinstance(message, Pay | Charge) and (problem := self._no_room_to_wake(outpoint)) is not None:
-                return Rejected(problem)
-            actor = await self._awakened(outpoint)
+        self.unanswered += 1
+        try:
+            actor = self.find_awake(outpoint)
+            if actor is None:
+                problem = self._context.memory_problem() if isinstance(message, _NOT_WAKING) else None
+                if problem is not None:
+                    return Rejected(problem)
+                actor = await self._awakened(outpoint)
             if actor is None:
                 return Rejected(UnknownChannel())
             if isinstance(message, Pay):
@@ -89,6 +96,8 @@ class Registry:
                 return paid
             outcome: Outcome = await actor.ask(message)
             return outcome
+        finally:
+            self.unanswered -= 1
 
     def report_refusals(self, outpoint: OutPoint, outcomes: Sequence[Outcome]) -> None:
         """Report the refused ones of a channel's payments, if an observer wants that."""
@@ -156,10 +165,6 @@ class Registry:
             yield
         finally:
             self.unanswered -= 1
-
-    def _no_room_to_wake(self, outpoint: OutPoint) -> PaychanError | None:
-        """Return why a sleeping channel is not woken for a payment; it is always woken to close."""
-        return None if self.find_awake(outpoint) is not None else self._context.memory_problem()
 
     async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return the channel's actor. If it sleeps, concurrent callers share one read of its record, in their order."""
