@@ -12,7 +12,7 @@ from tests.lib.readme import PAGES, ROOT
 
 FOLDERS = (
     "actors", "bench", "config", "paychan", "paychan/api", "paychan/callback", "paychan/chain", "paychan/cli", "paychan/client",
-    "paychan/gateway", "paychan/mcp", "paychan/mpp", "paychan/protocol", "paychan/sell", "paychan/store", "paychan/x402", "signer", "tests",
+    "paychan/gateway", "paychan/mcp", "paychan/mpp", "paychan/js", "paychan/protocol", "paychan/sell", "paychan/store", "paychan/x402", "signer", "tests",
 )  # fmt: skip
 LISTED_AS_FOLDERS = {"bench", "tests"}
 """Folders whose page may list a folder in it as one row; the others list each file."""
