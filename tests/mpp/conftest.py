@@ -7,11 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from paychan.client import Budget, Need, Payer, Purse
 from tests.client.conftest import OpenChannel, funded, liar, opened
 from tests.client.liar import Liar
 from tests.client.paying.seller import Seller
+from tests.lib.system import System
 
 __all__ = ["funded", "liar", "opened"]
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A real server with its merchant interface."""
+    with System(tmp_path_factory.mktemp("mpp"), sections={"merchant": "on = true"}) as started:
+        yield started
+
+
+@pytest.fixture
+def purse(tmp_path: Path) -> Purse:
+    """An empty wallet that opens a channel if it has none."""
+    wallet = tmp_path / "wallet"
+
+    def open_channel(need: Need) -> None:
+        with Payer(need.pay_url, wallet=wallet) as payer:
+            payer.channel_for(room_sat=need.room_sat)
+
+    return Purse(Budget(total=10_000), wallet, open_channel=open_channel)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
-from paychan.client import Budget, Need, Payer, Purse
+from paychan.client import Budget, Purse
 from paychan.mpp import pay_with
 from tests.gateway.shop import PRICE_SAT, Shop, open_shop
 
@@ -18,18 +17,6 @@ from tests.gateway.shop import PRICE_SAT, Shop, open_shop
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with open_shop(tmp_path_factory.mktemp("shop")) as opened:
         yield opened
-
-
-@pytest.fixture
-def purse(tmp_path: Path) -> Purse:
-    """An empty wallet that opens a channel if it has none."""
-    wallet = tmp_path / "wallet"
-
-    def open_channel(need: Need) -> None:
-        with Payer(need.pay_url, wallet=wallet) as payer:
-            payer.channel_for(room_sat=need.room_sat)
-
-    return Purse(Budget(total=10_000), wallet, open_channel=open_channel)
 
 
 def paid_sat(purse: Purse) -> int:
