@@ -116,6 +116,27 @@ async def test_a_lost_answer_is_asked_for_with_the_same_payment(seller: Seller, 
     assert seller.signed_sat == 25
 
 
+async def test_the_lease_unlocks_the_channel_of_a_task_that_goes_on(seller: Seller, wallet: Path) -> None:
+    """A task that lost an answer and does not end holds the channel for the lease alone; then other tasks pay."""
+    seller.lies.append(Lie(drop="after"))
+    lost, go_on = asyncio.Event(), asyncio.Event()
+    async with client_of(purse_of(wallet, time_limit_seconds=20), lease_seconds=0.2) as client:
+
+        async def lose() -> None:
+            with pytest.raises(PaymentError):
+                await client.get(seller.url + "x")
+            lost.set()
+            await go_on.wait()
+
+        task = asyncio.create_task(lose())
+        await lost.wait()
+        assert (await client.get(seller.url + "y")).status_code == 200
+        assert not task.done()
+        go_on.set()
+        await task
+    assert seller.signed_sat == 50
+
+
 async def test_without_our_controls_the_sdk_refuses_the_asset(seller: Seller, wallet: Path) -> None:
     """The SDK names the missing setting to a client that registers the scheme alone."""
     client = x402Client()
