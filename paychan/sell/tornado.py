@@ -143,10 +143,8 @@ class _Visit:
         return self._settling
 
     async def _settle(self) -> None:
-        """Settle the price, and write the headers; the payer may be gone."""
+        """Settle the price, and write the headers. If the payer is gone, sending them fails, and `serve` gives back."""
         handler = self._handler
-        if handler.request.connection is None or _is_gone(handler):
-            await self._wall.link.drive(self.exchange.give_back())
         headers = list(handler._headers.get_all())  # noqa: SLF001 - Tornado shows them by no method
         settled = await self._wall.link.drive(self.exchange.begin(handler.get_status(), headers))
         assert isinstance(settled, list)
@@ -171,11 +169,6 @@ class _Visit:
         if not self._has_left:
             self._has_left = True
             await self._wall.link.drive(self.exchange.delivered())
-
-
-def _is_gone(handler: RequestHandler) -> bool:
-    stream = getattr(handler.request.connection, "stream", None)
-    return stream is None or bool(stream.closed())
 
 
 def _answer(handler: RequestHandler, ready: Ready) -> None:

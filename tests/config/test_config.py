@@ -118,6 +118,7 @@ def test_state_stays_apart_by_network(network: str) -> None:
         (SERVER + '[gateway]\nupstream = "http://h"\nprice_sat = 1\nprices = "p.toml"\n', "gateway.upstream", "one of"),
         (SERVER + '[gateway]\nprices = "/"\n', "gateway.prices", "want a file"),
         (SERVER + '[gateway]\nlisten = "h:1"\n', "gateway.listen", "without port"),
+        (SERVER + '[merchant]\nlisten = "h:1"\n', "merchant.listen", "without port"),
     ],
 )
 def test_wrong_settings_stop_with_file_key_and_reason(tmp_path: Path, text: str, key: str, reason: str) -> None:
@@ -314,6 +315,7 @@ def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
         ('[management]\nlisten = "::1"\n', []),
         ('[management]\nlisten = "0.0.0.0"\n', ["management.listen"]),
         ('[management]\nlisten = "operator.example"\n', ["management.listen"]),
+        ('[merchant]\nlisten = "0.0.0.0"\n', ["merchant.listen"]),
         ("[watcher]\nalarm_hours = 7\n", ["watcher.alarm_hours"]),
     ],
 )

@@ -23,6 +23,13 @@ def ws(url: str) -> str:
     return url.replace("http:", "ws:") + "/ws"
 
 
+async def lifespan(receive: Any, send: Any) -> None:
+    """Begin and end a program without a framework."""
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})
+
+
 def test_a_websocket_passes_without_payments_or_is_refused(shop: Shop) -> None:
     """Beside priced handlers it passes, without forged headers; under a price for all it is refused."""
     forged = {"X-Paychan-Credit": "5", "PAYMENT-SIGNATURE": "x"}
@@ -35,8 +42,9 @@ def test_a_websocket_passes_without_payments_or_is_refused(shop: Shop) -> None:
         assert "paychan" not in names
         assert "payment" not in names
 
-    async def never(*_: Any) -> None:
-        raise AssertionError
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+        await lifespan(receive, send)
 
     with serve_asgi(Paywall(never, shop.socket, price=25)) as url, pytest.raises(InvalidStatus, match="403"):
         websockets.sync.client.connect(ws(url))
@@ -46,6 +54,9 @@ def test_one_price_for_a_whole_application(shop: Shop, customer: Customer) -> No
     """Every path has it, also of a program without a framework; a handler that is gone is credit."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
         if scope["path"] == "/nothing":
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
