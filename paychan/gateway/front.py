@@ -21,7 +21,14 @@ from paychan.api.budgets.accepting import Acceptor
 from paychan.api.budgets.connection_slots import WORKING, ConnectionSlots, network_of_peer
 from paychan.api.budgets.penalty import Penalty
 from paychan.api.limits import set_patience
-from paychan.protocol.errors import Malformed
+from paychan.protocol.errors import Malformed, PaychanError
+from paychan.protocol.unpaid import (
+    InvalidChallenge,
+    MalformedPayment,
+    PaymentTooLarge,
+    PaymentUnsupported,
+    TwoPayments,
+)
 from paychan.supervisor import Supervised
 
 Quick = Callable[[str, str, dict[bytes, bytes], float], bytes | None]
@@ -36,6 +43,8 @@ _NEED_THE_PARSER = frozenset(
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _KEEP_ALIVE = b"keep-alive"
+_AS_BAD_AS_A_SIGNATURE = (InvalidChallenge, MalformedPayment, PaymentTooLarge, PaymentUnsupported, TwoPayments)
+"""Refusals that no honest client causes often."""
 _SWEEP_SECONDS = 1.0
 
 
@@ -129,12 +138,20 @@ class FrontRequest(web.BaseRequest):
         return not self._message.should_close and self.headers.get("Upgrade", "websocket").lower() == "websocket"
 
 
+def connection_of(request: web.BaseRequest) -> FrontConnection:
+    """Return the connection of a request of this listener."""
+    if not isinstance(request.protocol, FrontConnection):
+        raise TypeError(request.protocol)
+    return request.protocol
+
+
 class FrontConnection(web.RequestHandler):
     """One connection of a payer, and its slot (`SlotHolder`)."""
 
     __slots__ = (
         "_begun",
         "_blocked",
+        "_delayed",
         "_front",
         "_heard",
         "_is_partial",
@@ -157,12 +174,14 @@ class FrontConnection(web.RequestHandler):
         """Whether what the parser has read ends with a request. Bytes in it belong before the next ones."""
         self._blocked: float | None = None
         """Since when the client has not read what was written."""
+        self._delayed: float | None = None
+        """Since when it waits as a penalty."""
 
     @property
     def idle_since(self) -> float:
         """Monotonic time since which it waits for its client: for a request, for a body, or to read an answer."""
-        if self._blocked is not None:
-            return self._blocked
+        if self._blocked is not None or self._delayed is not None:
+            return self._blocked or self._delayed or self._heard
         request = self._current_request
         if request is None or (self._payload_parser is not None and not self.paid):
             return self._heard
@@ -173,6 +192,18 @@ class FrontConnection(web.RequestHandler):
         if self.transport is not None:
             self.transport.abort()
         self.force_close()
+
+    async def delay(self, seconds: float) -> None:
+        """Wait before an answer; requests behind it wait, too."""
+        if seconds:
+            self._delayed = monotonic()
+            await asyncio.sleep(seconds)
+            self._delayed = None
+
+    async def penalise(self, error: PaychanError) -> None:
+        """Count a refused payment, and delay its answer as the REST interface does (`penalty`)."""
+        bad = isinstance(error, _AS_BAD_AS_A_SIGNATURE)
+        await self.delay(self.penalty.bad_signature() if bad else self.penalty.refused(error))
 
     def pause_writing(self) -> None:
         self._blocked = monotonic()

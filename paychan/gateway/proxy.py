@@ -31,6 +31,7 @@ from paychan.gateway.cashier import Asked, Closed, Refusal, brings_payment, ends
 from paychan.gateway.discovery import HEADERS as CATALOGUE_HEADERS
 from paychan.gateway.discovery import TYPES
 from paychan.gateway.forwarding import to_payer, to_upstream
+from paychan.gateway.front import connection_of
 from paychan.gateway.metering import Meter, MeteredBody, MeterEnded
 from paychan.gateway.offering import CORS, PREFLIGHT, Answer
 from paychan.gateway.prices import Route
@@ -138,6 +139,10 @@ class Proxy:
             if shop.allowance.takes(address, monotonic()):
                 return await self._forward(Sale(shop, request, facts, route, None))
             return _answer(shop.offering.structured(facts, route, shop.clock()), request)
+        connection = connection_of(request)
+        problem = connection.penalty.problem()
+        if problem is not None:
+            return _last(refused(request, problem))
         try:
             body = await small_body(request, route.timeouts.idle_seconds)
         except Malformed as error:
@@ -148,10 +153,12 @@ class Proxy:
         asked = Asked(request.method, facts.url, fields, digest)
         paid = await shop.cashier.pay(asked, offer, Sat(0) if is_voucher else None)
         if isinstance(paid, Refusal):
+            await connection.penalise(paid.error)
             state = None if ends_channel(paid.error) else paid.state
             return _answer(shop.offering.structured(facts, route, shop.clock(), paid.error, state), request)
         if isinstance(paid, Closed):
             return web.Response(status=204, headers=CIMultiDict([*CORS, ("Cache-Control", "no-store")]))
+        connection.paid = True
         sale = Sale(shop, request, facts, route, body, paid, paid.charged)
         if is_voucher:
             return web.Response(status=204, headers=sale.success(CIMultiDict()))
@@ -166,6 +173,8 @@ class Proxy:
         if stored is not None:
             if paid.before is not None:  # of a route with a ceiling, the repetition was charged the ceiling again
                 await sale.give_back(paid.before.charged_sat)
+            connection = connection_of(sale.request)
+            await connection.delay(connection.penalty.no_value())
             headers = sale.success(CIMultiDict(stored.headers))
             headers["Content-Length"] = str(len(stored.body))
             return web.Response(status=stored.status, reason=stored.reason, headers=headers, body=stored.body)
@@ -316,7 +325,12 @@ class Proxy:
 def _answer(answer: Answer, request: web.BaseRequest) -> web.Response:
     response = web.Response(status=answer.status, headers=CIMultiDict(answer.headers), body=answer.body)
     if request.body_exists:
-        response.force_close()  # its body is not read
+        _last(response)  # its body is not read
+    return response
+
+
+def _last(response: web.Response) -> web.Response:
+    response.force_close()
     return response
 
 

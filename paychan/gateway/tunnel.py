@@ -19,6 +19,7 @@ from yarl import URL
 
 from paychan.gateway.cashier import Asked, Refusal
 from paychan.gateway.forwarding import to_upstream
+from paychan.gateway.front import connection_of
 from paychan.gateway.metering import Meter, MeterEnded
 from paychan.gateway.pricefile import KILOBYTE_BYTES
 from paychan.gateway.sale import Sale
@@ -149,8 +150,13 @@ class _Tunnel:
         asked = Asked(facts.method, facts.url, fields, NO_BODY)
         paid = await shop.cashier.pay(asked, shop.offering.offer(self._sale.route, facts), Sat(0))
         if isinstance(paid, Refusal):
+            connection = connection_of(self._sale.request)
+            await connection.penalise(paid.error)
+            if connection.penalty.problem() is not None:
+                await self._payer.close(code=_POLICY_VIOLATION, message=b"too many bad payments")
             problem = {"mpp": "payment-error", "status": 402, "message": paid.error.public_text or str(paid.error)}
-            await self._payer.send_str(msgspec.json.encode(problem).decode())
+            with contextlib.suppress(ConnectionError):
+                await self._payer.send_str(msgspec.json.encode(problem).decode())
 
 
 async def _pass(message: aiohttp.WSMessage, to: web.WebSocketResponse | aiohttp.ClientWebSocketResponse) -> None:
