@@ -88,6 +88,7 @@ from paychan.protocol.wire.rbpcp import Dialect
 if TYPE_CHECKING:
     from paychan.client.paying.budget import Budget, Question
     from paychan.client.paying.clients import paid_async_client, paid_client
+    from paychan.client.paying.errors import BodyUnpaid
     from paychan.client.paying.exchange import Bill, Need, Purse
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "BackupNotWritten",
     "Bill",
     "BodyNotRepeatable",
+    "BodyUnpaid",
     "Budget",
     "Channel",
     "ChannelConflict",
@@ -177,6 +179,7 @@ __all__ = [
 
 _LATER = {
     "Bill": "exchange",
+    "BodyUnpaid": "errors",
     "Budget": "budget",
     "Need": "exchange",
     "Purse": "exchange",

@@ -10,6 +10,7 @@ ClientError
 │   └── ServerFailed        429, 5xx, after the last attempt
 │       ├── ChannelMoving   the channel moves to another output, which must be deep in the chain first
 │       └── PaymentPending  the application behind the server has not answered for a payment yet, which is kept
+├── BodyUnpaid              an answer that is paid by units ends, because the next unit is not paid (`paying/errors.py`)
 ├── Unreachable             no answer; a payment in flight is kept, and the next `pay()` or `resume()` sends it again
 ├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
 │   ├── CountedLess         less of the payment was new than the wallet paid

@@ -165,6 +165,24 @@ class Upstream:
                 await response.write(b"data: %d\n\n" % number)
         return response
 
+    async def _drip(self, request: web.BaseRequest, argument: str) -> web.StreamResponse:
+        """Send a number of bytes, one each half second."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(int(argument)):
+                await response.write(b"x")
+                await asyncio.sleep(0.5)
+        return response
+
+    async def _lines(self, request: web.BaseRequest, argument: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for number in range(int(argument)):
+                await response.write(b"%d\n" % number)
+        return response
+
     async def _ws(self, request: web.BaseRequest, argument: str) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=["chat"])
         await socket.prepare(request)

@@ -31,6 +31,17 @@ _RECEIPT, _CHALLENGE = RECEIPT_HEADER.lower(), FIELD.lower()
 _MOST_TEXT = 300
 
 
+_OWN_OF_A_REQUEST = ("idempotency-key", "accept", "range", "expect", "te", "trailer", "transfer-encoding", "connection")
+"""Fields, beside those of a body, that are about the first request alone."""
+
+
+def is_for_voucher(name: str) -> bool:
+    """Say whether a header of a request belongs to a second request that only brings a payment."""
+    name = name.lower()
+    about_body = name.startswith(("content-", "if-"))
+    return not about_body and name not in _OWN_OF_A_REQUEST
+
+
 class Demand(Struct, frozen=True):
     """One offer of a 402, and the way to answer it."""
 

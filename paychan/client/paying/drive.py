@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from paychan.client.paying.demands import Headers
-from paychan.client.paying.exchange import Answer, Bill, Call, Effect, Exchange, Pause, Try, Work
+from paychan.client.paying.exchange import Answer, Call, Effect, Pause, Try, Work
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def perform(effect: Work | Call | Pause) -> Any:
@@ -44,6 +45,12 @@ class _Performer(Generic[T]):
         self._send, self._drop = send, drop
         self.response: T | None = None
 
+    @property
+    def last(self) -> T:
+        """The program's response."""
+        assert self.response is not None
+        return self.response
+
     def perform(self, effect: Effect) -> Any:
         match effect:
             case Try(headers):
@@ -60,14 +67,19 @@ class _Performer(Generic[T]):
 
 
 def drive(
-    flow: Exchange, send: Callable[[Headers], tuple[T, Answer]], drop: Callable[[T], None]
-) -> tuple[T, Bill | None]:
-    """Run an exchange to its end; return the last response, and the bill if it was paid for.
+    flow: Generator[Effect, Any, R],
+    send: Callable[[Headers], tuple[T, Answer]],
+    drop: Callable[[T], None],
+    *,
+    is_last_mine: bool = False,
+) -> tuple[T, R]:
+    """Run an exchange to its end; return the last response, and the result of the exchange.
 
     Args:
         flow: the exchange.
         send: sends the request with these headers added.
         drop: closes a response that is not the program's.
+        is_last_mine: the last response is not the program's either.
     """
     performer = _Performer(send, drop)
     step: Callable[[], Effect] = partial(next, flow)
@@ -81,8 +93,10 @@ def drive(
             else:
                 step = partial(flow.send, value)
     except StopIteration as done:
-        assert performer.response is not None
-        return performer.response, done.value
+        response = performer.last
+        if is_last_mine:
+            performer.drop()
+        return response, done.value
     except BaseException:
         performer.drop()
         raise
@@ -96,6 +110,12 @@ class _AsyncPerformer(Generic[T]):
     ) -> None:
         self._send, self._drop = send, drop
         self.response: T | None = None
+
+    @property
+    def last(self) -> T:
+        """The program's response."""
+        assert self.response is not None
+        return self.response
 
     async def perform(self, effect: Effect) -> Any:
         match effect:
@@ -113,10 +133,12 @@ class _AsyncPerformer(Generic[T]):
 
 
 async def drive_async(
-    flow: Exchange,
+    flow: Generator[Effect, Any, R],
     send: Callable[[Headers], Awaitable[tuple[T, Answer]]],
     drop: Callable[[T], Awaitable[None]],
-) -> tuple[T, Bill | None]:
+    *,
+    is_last_mine: bool = False,
+) -> tuple[T, R]:
     """Do what `drive` does; a worker thread reads and writes files."""
     performer = _AsyncPerformer(send, drop)
     step: Callable[[], Effect] = partial(next, flow)
@@ -130,8 +152,10 @@ async def drive_async(
             else:
                 step = partial(flow.send, value)
     except StopIteration as done:
-        assert performer.response is not None
-        return performer.response, done.value
+        response = performer.last
+        if is_last_mine:
+            await performer.drop()
+        return response, done.value
     except BaseException:
         await performer.drop()
         raise

@@ -50,7 +50,7 @@ from paychan.protocol.errors import PaychanError
 _LOOK_SECONDS = 10.0
 """Longest question to a channel's own server, after a seller said that the channel has ended."""
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 
 class Try(Struct, frozen=True):
@@ -106,6 +106,15 @@ class Bill(Struct, frozen=True):
     """Sum that is left in the channel."""
     receipt: str = ""
     """`PAYMENT-RESPONSE` or `Payment-Receipt`, as received; "" if there was none."""
+
+
+class Done(Struct, frozen=True):
+    """A request that was paid and answered."""
+
+    bill: Bill
+    plan: Plan
+    headers: Headers
+    """Headers of the answer."""
 
 
 Exchange: TypeAlias = Generator[Effect, Any, "Bill | None"]
@@ -289,9 +298,15 @@ def look_at(file: ChannelFile, record: ChannelRecord) -> None:
 
 
 def exchange(purse: Purse, request: Request) -> Exchange:
+    """Do what `exchange_whole` does; the result is the bill, or None if nothing was paid."""
+    done = yield from exchange_whole(purse, request)
+    return None if done is None else done.bill
+
+
+def exchange_whole(purse: Purse, request: Request) -> Generator[Effect, Any, Done | None]:
     """Send a request, and pay for it if the answer is a 402 with an offer that this library understands.
 
-    The last answer is that of the program. A 402 without such an offer is left to the program. The result is the bill, or
+    The last answer is that of the program. A 402 without such an offer is left to the program. The result is
     None if nothing was paid.
 
     Raises:
@@ -334,7 +349,7 @@ def _allow(purse: Purse, request: Request, price_sat: int) -> Generator[Effect, 
 
 def _take(purse: Purse, request: Request, demands: list[Demand]) -> Generator[Effect, Any, tuple[ChannelFile, Plan]]:
     """Lock a channel that pays, and wait for one that another program uses; let the program open one if there is none."""
-    waited, pause, opener, offer = 0.0, _FIRST_PAUSE_SECONDS, purse.open_channel, demands[0].offer
+    waited, pause, opener, offer = 0.0, FIRST_PAUSE_SECONDS, purse.open_channel, demands[0].offer
     while True:
         candidates = yield Work(partial(purse.candidates, request, demands))
         taken: tuple[ChannelFile, Plan] | Declined | None = paying.no_channel(demands[0])
@@ -351,10 +366,10 @@ def _take(purse: Purse, request: Request, demands: list[Demand]) -> Generator[Ef
         if waited >= purse.time_limit_seconds:
             raise ChannelInUse(name=", ".join(record.name for _, record in candidates))
         yield Pause(pause)
-        waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        waited, pause = waited + pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Generator[Effect, Any, Bill]:
+def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Generator[Effect, Any, Done]:
     """Pay over a locked channel: one try, and one more after a correction."""
     may_correct = True
     while True:
@@ -364,7 +379,7 @@ def _pay(purse: Purse, request: Request, file: ChannelFile, plan: Plan) -> Gener
         answer = yield Try(headers)
         if answer.status != 402:
             bill: Bill = yield Work(partial(purse.book, file, plan, answer))
-            return bill
+            return Done(bill, plan, answer.headers)
         again = (yield Work(partial(purse.correct, file, plan, answer))) if may_correct else None
         if again is None:
             raise (yield Work(partial(purse.unpaid, file, plan, answer)))

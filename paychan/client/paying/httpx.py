@@ -7,16 +7,19 @@ a paid response is its `Bill`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 
 import httpx
 
 from paychan.client.paying.bodies import BUFFER_BYTES, Kept, keep, keep_async, whole, whole_async
 from paychan.client.paying.budget import host_of
-from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_paid_already
+from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_for_voucher, is_paid_already
 from paychan.client.paying.drive import drive, drive_async
-from paychan.client.paying.exchange import Answer, Bill, Purse, exchange
+from paychan.client.paying.exchange import Answer, Bill, Purse, exchange_whole
 from paychan.client.paying.paying import Request
+from paychan.client.paying.reading import pieces, pieces_async
+from paychan.client.paying.streams import Stream, stream_of, top_up
 
 
 class _Rest(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -30,6 +33,44 @@ class _Rest(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __aiter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204 - an asynchronous generator
         return whole_async(self._kept)
+
+
+class _Metered(httpx.SyncByteStream):
+    """The body of an answer that is paid while it is read."""
+
+    def __init__(
+        self, inner: httpx.SyncByteStream, stream: Stream, pay: Callable[[], None], response: httpx.Response
+    ) -> None:
+        self._inner, self._stream, self._pay, self._response = inner, stream, pay, response
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from pieces(self._stream, iter(self._inner), self._pay)
+        self._response.extensions["paychan"] = self._stream.bill
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _AsyncMetered(httpx.AsyncByteStream):
+    """Does what `_Metered` does, on the event loop."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncByteStream,
+        stream: Stream,
+        pay: Callable[[], Awaitable[None]],
+        response: httpx.Response,
+    ) -> None:
+        self._inner, self._stream, self._pay, self._response = inner, stream, pay, response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async with aclosing(pieces_async(self._stream, aiter(self._inner), self._pay)) as paid:
+            async for piece in paid:
+                yield piece
+        self._response.extensions["paychan"] = self._stream.bill
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 class PaidTransport(httpx.BaseTransport):
@@ -60,9 +101,21 @@ class PaidTransport(httpx.BaseTransport):
             response = self._inner.handle_request(_copy(request, kept, headers))
             return response, _answer(response, _start(response) if headers and response.status_code == 402 else b"")
 
-        flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
-        response, bill = drive(flow, send, lambda response: response.close())
-        return _with_bill(response, bill)
+        asked = _read(request, kept, self._buffer_bytes)
+        response, done = drive(exchange_whole(self._purse, asked), send, lambda response: response.close())
+        if (stream := stream_of(self._purse, asked, done)) is not None:
+
+            def send_voucher(headers: Headers) -> tuple[httpx.Response, Answer]:
+                response = self._inner.handle_request(_voucher(request, headers))
+                return response, _answer(response, b"")
+
+            def pay() -> None:
+                drive(top_up(stream), send_voucher, lambda response: response.close(), is_last_mine=True)
+                response.extensions["paychan"] = stream.bill
+
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = _Metered(response.stream, stream, pay, response)
+        return _with_bill(response, None if done is None else done.bill)
 
     def close(self) -> None:
         self._inner.close()
@@ -91,9 +144,22 @@ class AsyncPaidTransport(httpx.AsyncBaseTransport):
             is_refused = bool(headers) and response.status_code == 402
             return response, _answer(response, await _start_async(response) if is_refused else b"")
 
-        flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
-        response, bill = await drive_async(flow, send, lambda response: response.aclose())
-        return _with_bill(response, bill)
+        asked = _read(request, kept, self._buffer_bytes)
+        flow = exchange_whole(self._purse, asked)
+        response, done = await drive_async(flow, send, lambda response: response.aclose())
+        if (stream := stream_of(self._purse, asked, done)) is not None:
+
+            async def send_voucher(headers: Headers) -> tuple[httpx.Response, Answer]:
+                response = await self._inner.handle_async_request(_voucher(request, headers))
+                return response, _answer(response, b"")
+
+            async def pay() -> None:
+                await drive_async(top_up(stream), send_voucher, lambda response: response.aclose(), is_last_mine=True)
+                response.extensions["paychan"] = stream.bill
+
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = _AsyncMetered(response.stream, stream, pay, response)
+        return _with_bill(response, None if done is None else done.bill)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -131,6 +197,12 @@ def _copy(request: httpx.Request, kept: Kept, headers: Headers) -> httpx.Request
         stream=httpx.ByteStream(kept.start) if kept.rest is None else _Rest(kept),
         extensions=request.extensions,
     )
+
+
+def _voucher(request: httpx.Request, headers: Headers) -> httpx.Request:
+    """Return the second request to the same URL, which brings a payment for the answer of the first."""
+    kept = [(name, value) for name, value in request.headers.multi_items() if is_for_voucher(name)]
+    return httpx.Request("HEAD", request.url, headers=[*kept, *headers], extensions=request.extensions)
 
 
 def _answer(response: httpx.Response, body: bytes) -> Answer:

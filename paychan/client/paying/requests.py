@@ -6,7 +6,7 @@ A session follows redirects above its adapters, so each hop is a request of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from requests import PreparedRequest, Response
@@ -15,10 +15,12 @@ from urllib3.util import parse_url
 
 from paychan.client.paying.bodies import BUFFER_BYTES, Kept, keep, whole
 from paychan.client.paying.budget import host_of
-from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_paid_already
+from paychan.client.paying.demands import MOST_BODY_BYTES, Headers, is_for_voucher, is_paid_already
 from paychan.client.paying.drive import drive
-from paychan.client.paying.exchange import Answer, Purse, exchange
+from paychan.client.paying.exchange import Answer, Purse, exchange_whole
 from paychan.client.paying.paying import Request
+from paychan.client.paying.reading import pieces
+from paychan.client.paying.streams import Stream, stream_of, top_up
 
 _PART_BYTES = 64 * 1024
 
@@ -47,13 +49,52 @@ class PaidAdapter(BaseAdapter):
             response.request = request
             return response, _answer(response, paid=bool(headers))
 
-        flow = exchange(self._purse, _read(request, kept, self._buffer_bytes))
-        response, bill = drive(flow, send, lambda response: response.close())
-        response.paychan = bill  # type: ignore[attr-defined]
+        asked = _read(request, kept, self._buffer_bytes)
+        response, done = drive(exchange_whole(self._purse, asked), send, lambda response: response.close())
+        response.paychan = None if done is None else done.bill  # type: ignore[attr-defined]
+        if (stream := stream_of(self._purse, asked, done)) is not None:
+
+            def send_voucher(headers: Headers) -> tuple[Response, Answer]:
+                response = self._inner.send(_voucher(request, headers), *args, **options)
+                return response, _answer(response, paid=False)
+
+            def pay() -> None:
+                drive(top_up(stream), send_voucher, lambda response: response.close(), is_last_mine=True)
+                response.paychan = stream.bill  # type: ignore[attr-defined]
+
+            response.raw = _Metered(response, stream, pay)
         return response
 
     def close(self) -> None:
         self._inner.close()
+
+
+class _Metered:
+    """The body of an answer that is paid while it is read, in the place of urllib3's response."""
+
+    def __init__(self, response: Response, stream: Stream, pay: Callable[[], None]) -> None:
+        self._inner, self._stream, self._response = response.raw, stream, response
+        self._paid = pieces(stream, self._inner.stream(_PART_BYTES, decode_content=True), pay)
+        self._rest = b""
+
+    def stream(self, amt: int | None = _PART_BYTES, **_: Any) -> Iterator[bytes]:
+        """Yield parts as they arrive, of at most `amt` bytes."""
+        while piece := self._next(amt):
+            yield piece
+
+    def read(self, amt: int | None = None, **_: Any) -> bytes:
+        """Read up to `amt` bytes, or all."""
+        return self._next(amt) if amt is not None else b"".join(self.stream(None))
+
+    def _next(self, amt: int | None) -> bytes:
+        if not self._rest:
+            self._rest = next(self._paid, b"")
+            self._response.paychan = self._stream.bill  # type: ignore[attr-defined]
+        piece, self._rest = self._rest[:amt], b"" if amt is None else self._rest[amt:]
+        return piece
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def _parts(body: Any) -> Iterable[bytes]:
@@ -81,6 +122,15 @@ def _copy(request: PreparedRequest, kept: Kept, headers: Headers) -> PreparedReq
     copy.headers.update(dict(headers))
     if request.body is not None:
         copy.body = kept.start if kept.rest is None else whole(kept)  # type: ignore[assignment]
+    return copy
+
+
+def _voucher(request: PreparedRequest, headers: Headers) -> PreparedRequest:
+    """Return the second request to the same URL, which brings a payment for the answer of the first."""
+    copy = request.copy()
+    copy.method, copy.body = "HEAD", None
+    copy.headers = type(copy.headers)({name: value for name, value in copy.headers.items() if is_for_voucher(name)})
+    copy.headers.update(dict(headers))
     return copy
 
 
