@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Awaitable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import quote
@@ -88,7 +88,7 @@ class PaidTools:
             result = await call_next(_without_payments(ctx, params, meta))
         except BaseException as error:
             if visit.exchange.answer is None or not _is_due(error):
-                await self.keep(visit.exchange.give_back())
+                await asyncio.shield(self.keep(visit.undo()))
                 raise
             brought = next((key for key in _PAYMENTS if key in meta), None)
             return self._refused(visit.tool, visit.exchange.answer, brought or self._convention(ctx))
@@ -100,18 +100,18 @@ class PaidTools:
         if exchange.charged is None or not isinstance(result, dict):
             return result
         if result.get("isError"):
-            await self.keep(exchange.give_back())
+            await asyncio.shield(self.keep(self.link.drive(exchange.give_back())))
         else:
-            await self.keep(exchange.begin(200, []))
-            self.keep(exchange.delivered())
+            await asyncio.shield(self.keep(self.link.drive(exchange.begin(200, []))))
+            self.keep(self.link.drive(exchange.delivered()))
         return {**result, "_meta": {**(result.get("_meta") or {}), **wire.receipt_meta(exchange.charged.headers)}}
 
-    def keep(self, steps: Any) -> asyncio.Future[object]:
-        """Send messages to the end, even if the call is cancelled meanwhile."""
-        task = asyncio.ensure_future(_driven(self.link.drive(steps)))
+    def keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Send messages to the end. Await the task by `shield`: the call may be cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return asyncio.shield(task)
+        return task
 
     def _convention(self, ctx: ServerRequestContext[Any, Any]) -> str:
         """Return the key of the convention in which an unpaid call is answered."""
@@ -155,11 +155,14 @@ class _Visit:
         self._digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
         self.exchange = Exchange(tools.rules, Request("POST", _BASE + quote(tool), {}), headers)
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._paying: asyncio.Task[object] | None = None
 
     async def pay_async(self, price: Price) -> None:
         """Charge the call; raises `PaymentDue`."""
         price = msgspec.structs.replace(price, realm=price.realm or self._tools.realm)
-        await self._tools.keep(self.exchange.pay(price, self._digest if self.exchange.brings_payment else None))
+        digest = self._digest if self.exchange.brings_payment else None
+        self._paying = self._tools.keep(self._tools.link.drive(self.exchange.pay(price, digest)))
+        await asyncio.shield(self._paying)
         if self.exchange.answer is not None:
             raise PaymentDue
 
@@ -169,6 +172,12 @@ class _Visit:
             msg = "a priced tool that is no coroutine function must run on a thread: make it `async def`"
             raise RuntimeError(msg)
         asyncio.run_coroutine_threadsafe(self.pay_async(price), self._loop).result()
+
+    async def undo(self) -> None:
+        """Give the price back, also one whose charge is still under way."""
+        if self._paying is not None:
+            await asyncio.wait([self._paying])
+        await self._tools.link.drive(self.exchange.give_back())
 
 
 def _headers(meta: Mapping[str, Any]) -> wire.Headers:
@@ -188,10 +197,6 @@ def _without_payments(
     kept = {key: value for key, value in meta.items() if key not in _PAYMENTS}
     seen = {key: value for key, value in (ctx.meta or {}).items() if key not in _PAYMENTS}
     return replace(ctx, params={**params, "_meta": kept}, meta=seen)  # type: ignore[arg-type] # an open map
-
-
-async def _driven(work: Awaitable[object]) -> object:
-    return await work
 
 
 def _is_due(error: BaseException) -> bool:

@@ -7,11 +7,12 @@ payment alone. A payer that is behind gets a challenge with the state of its cha
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
@@ -106,6 +107,7 @@ class ChannelSales:
     ) -> None:
         self.link = AsyncLink(Place(merchant, token_file))
         self._realm, self._secret_key = realm, secret_key
+        self._tasks: set[asyncio.Task[object]] = set()
         self._offers: dict[Price, tuple[float, Challenge]] = {}
         self._sold: ContextVar[Exchange | None] = ContextVar("sold", default=None)
         self._waits: ContextVar[bool] = ContextVar("waits", default=False)
@@ -156,12 +158,26 @@ class ChannelSales:
         return decorate
 
     async def close(self) -> None:
-        """Close the connections to the paychan server."""
+        """Close the connections to the paychan server, after the messages under way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self.link.close()
 
     async def _end(self, exchange: Exchange | None, *, gives_back: bool) -> None:
         if exchange is not None:
-            await self.link.drive(exchange.give_back() if gives_back else exchange.delivered())
+            work = exchange.give_back() if gives_back else exchange.delivered()
+            await asyncio.shield(self._keep(self.link.drive(work)))
+
+    def _keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Send messages to the end. Await the task by `shield`: the request may be cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _undo(self, exchange: Exchange, paying: asyncio.Task[object]) -> None:
+        await asyncio.wait([paying])
+        await self.link.drive(exchange.give_back())
 
     async def _resolve(self, context: RequestContext) -> dict[str, Any]:
         """Return the wire request of a price, with the terms of the paychan server."""
@@ -202,14 +218,19 @@ class ChannelSales:
         exchange = Exchange(
             Rules(lambda status: status >= 500, free_when_away=False), sale.request, (header, *sale.headers)
         )
-        await self.link.drive(exchange.pay(sale.price, sale.body_sha256))
+        paying = self._keep(self.link.drive(exchange.pay(sale.price, sale.body_sha256)))
+        try:
+            await asyncio.shield(paying)
+        except asyncio.CancelledError:  # the payer is gone: a charge that comes yet is given back
+            self._keep(self._undo(exchange, paying))
+            raise
         if exchange.charged is None:
             assert exchange.answer is not None
             raise self._refusal(exchange.answer)
         if self._waits.get():
             self._sold.set(exchange)
         else:
-            await self.link.drive(exchange.delivered())
+            await self._end(exchange, gives_back=False)
         return _receipt(exchange.charged, context.challenge.id)
 
     def _refusal(self, ready: wire.Ready) -> Exception:

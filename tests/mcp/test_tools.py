@@ -16,6 +16,8 @@ from mcp.shared.exceptions import MCPError
 from paychan.client import Budget, Purse, errors
 from paychan.mcp import PaidSession, PaidTools, wire
 from paychan.protocol.wire.mpp_outcomes import PROBLEMS
+from paychan.protocol.wire.x402_json import read_response
+from paychan.protocol.wire.x402_outcomes import read_settled
 from paychan.sell import charge, priced
 
 
@@ -24,6 +26,7 @@ class Shop:
 
     def __init__(self, merchant: Path) -> None:
         self.calls: list[Any] = []
+        self.started = asyncio.Event()
         self.tools = PaidTools(merchant)
         self.server = MCPServer("maps", middleware=[self.tools])
         shop = self
@@ -50,6 +53,14 @@ class Shop:
             shop.calls.append(z)
             msg = "out of order"
             raise ValueError(msg)
+
+        @self.server.tool()
+        @priced(25)
+        async def slow(z: int) -> str:
+            shop.calls.append(z)
+            shop.started.set()
+            await asyncio.Event().wait()
+            return "never"
 
         @self.server.tool()
         @priced(ceiling=40)
@@ -152,6 +163,21 @@ async def test_a_tool_that_fails_gives_the_price_back(shop: Shop, purse: Purse) 
         assert text(await paying.call_tool("tile", {"z": 1})) == "tile 1"
         assert (paying.bill.charged_sat, paying.bill.signed_sat) == (25, 0)
     assert paid_sat(purse) == 25
+
+
+async def test_a_cancelled_call_gives_the_price_back(shop: Shop, purse: Purse, mode: str) -> None:
+    """The price of a call that the client gives up is credit, which the next receipt shows."""
+    async with session(shop, purse, mode) as paying:
+        await paying.call_tool("tile", {"z": 0})
+        call = asyncio.create_task(paying.call_tool("slow", {"z": 1}))
+        await shop.started.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await shop.tools.close()
+        await paying.call_tool("tile", {"z": 2})
+        assert read_settled(read_response(paying.bill.receipt)).state.credit_sat == 25
+    assert paid_sat(purse) == 75
 
 
 async def test_wrong_arguments_cost_nothing(shop: Shop, purse: Purse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -47,6 +48,7 @@ async def test_joined_challenges_are_paid(shop: Shop, purse: Purse, kind: str) -
     assert "Payment-Receipt" in answer.headers
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl (tests/system-packages)")
 def test_curl_gets_both_offers(shop: Shop) -> None:
     """Both headers and the problem are in the answer that curl prints."""
     printed = subprocess.run(["curl", "-si", shop.url + "/v1/a"], capture_output=True, text=True, check=True).stdout
@@ -58,6 +60,7 @@ def test_curl_gets_both_offers(shop: Shop) -> None:
     assert json.loads(body)["status"] == 402
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node 20 (tests/system-packages)")
 def test_nodes_fetch_gets_both_offers(shop: Shop) -> None:
     """Node's fetch shows both headers, and a page of another site may read them."""
     script = """
