@@ -273,14 +273,19 @@ class Shop:
 
 
 @contextmanager
-def open_shop(directory: Path, prices: str = PRICES, sections: dict[str, str] | None = None) -> Iterator[Shop]:
+def open_shop(
+    directory: Path,
+    prices: str = PRICES,
+    sections: dict[str, str] | None = None,
+    limits: dict[int, int] | None = None,
+) -> Iterator[Shop]:
     upstream = Upstream()
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "prices.toml"
     file.write_text(prices.format(upstream=upstream.url))
     settings = {"gateway": f'port = 0\nprices = "{file}"', **(sections or {})}
     try:
-        with System(directory, sections=settings) as system, httpx.Client(timeout=30) as http:
+        with System(directory, sections=settings, limits=limits) as system, httpx.Client(timeout=30) as http:
             yield Shop(system, upstream, http)
     finally:
         upstream.stop()
