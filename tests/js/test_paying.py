@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,37 @@ def test_credit_pays_the_next_requests(program: Program, customer: Customer, way
     assert statuses(done) == [502, 502, 200, 200]
     assert payer.signed_sat == 50
     assert payer.server_has() == (50, 50)
+
+
+@both
+def test_a_request_that_credit_pays_is_a_new_one(program: Program, customer: Customer, way: str) -> None:
+    """The same URL twice with the same change value, paid from credit: the service is asked twice."""
+    payer = Payer(program, customer, way)
+    calls = len(customer.shop.upstream.calls)
+    done = payer.get("/told/price/0", "/told/price/0")
+
+    assert statuses(done) == [200, 200]
+    assert len(customer.shop.upstream.calls) == calls + 2
+    assert payer.signed_sat == 40
+    assert payer.server_has() == (40, 0)
+
+
+@both
+@pytest.mark.parametrize(
+    "other",
+    [{"payUrl": "http://127.0.0.1:1"}, {"network": "live"}, {"expiry": int(time.time()) + 21_600}],
+    ids=["server", "network", "expiry"],
+)
+def test_a_channel_that_does_not_fit_the_offer_pays_nothing(
+    program: Program, customer: Customer, way: str, other: dict[str, Any]
+) -> None:
+    """A channel to another server, on another network, or in its settlement period makes no payment."""
+    payer = Payer(program, customer, way)
+    payer.channel |= other
+    done = payer.get("/v1/a")
+
+    assert f"no channel pays {customer.shop.system.url}" in done["answers"][0]["error"]
+    assert done["saved"] == []
 
 
 @both

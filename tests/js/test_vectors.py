@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
-from tests.js.node import Program, running
+from tests.js.node import HERE, Program, running
 from tests.lib.paidvectors import CLIENT, SERVER
 from tests.lib.vectors import DIRECTORY
 
@@ -167,3 +167,12 @@ def test_scripts_and_digests_are_those_of_the_core(
     assert answer["script"] == terms.redeem_script.hex()
     digest = terms.kind.payment_digest(terms, outpoint, Sat(MAX_MONEY_SAT), script, Sat(change_sat))
     assert answer["digest"] == digest.hex()
+
+
+def test_the_pinned_packages_come_from_any_registry() -> None:
+    """The lock file has a hash of each package and the address of none, so that npm asks the registry it is set to."""
+    packages = json.loads((HERE / "package-lock.json").read_text())["packages"]
+    pinned = [facts for place, facts in packages.items() if place]
+
+    assert len(pinned) > 10
+    assert [facts for facts in pinned if "resolved" in facts or not facts["integrity"].startswith("sha512-")] == []
