@@ -88,7 +88,7 @@ from paychan.protocol.wire.rbpcp import Dialect
 if TYPE_CHECKING:
     from paychan.client.paying.budget import Budget, Question
     from paychan.client.paying.clients import paid_async_client, paid_client
-    from paychan.client.paying.errors import BodyUnpaid
+    from paychan.client.paying.errors import BodyUnpaid, IdentityChanged
     from paychan.client.paying.exchange import Bill, Need, Purse
 
 __all__ = [
@@ -126,6 +126,7 @@ __all__ = [
     "FundingOutput",
     "FundingTooSmall",
     "HostNotAllowed",
+    "IdentityChanged",
     "InsufficientFunds",
     "LaterFile",
     "Limits",
@@ -180,6 +181,7 @@ __all__ = [
 _LATER = {
     "Bill": "exchange",
     "BodyUnpaid": "errors",
+    "IdentityChanged": "errors",
     "Budget": "budget",
     "Need": "exchange",
     "Purse": "exchange",

@@ -21,6 +21,7 @@ ClientError
 │   ├── OverBudget          a limit of the budget does not cover the price of a request
 │   ├── HostNotAllowed      the budget does not name the host
 │   ├── NotApproved         the budget's `approve` said no
+│   ├── IdentityChanged     a seller names another identity key for the server of a channel (`paying/errors.py`)
 │   ├── NoChannel           no channel of the wallet pays this server
 │   └── BodyNotRepeatable   the body of the request was a stream, which can't be sent a second time
 └── WalletError             a file of the wallet: missing, in use, damaged, unreadable, of a later version, for others to read

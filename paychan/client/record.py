@@ -101,6 +101,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Tag of the channel's kind."""
     funding_asked: bool = False
     """The program was asked to send the coins: it may have sent them, so it is not asked again."""
+    identity: str = ""
+    """The server's identity key (hex), once a request was paid by an offer that named it; "" before."""
     key_index: int | None = None
     """Index of the key below the wallet's seed; None for a random key of an earlier version."""
 

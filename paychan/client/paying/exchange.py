@@ -188,6 +188,10 @@ class Purse:
         records, _ = self.wallet.read_all()
         return paying.choose(demands, records, self.log.account(), request.key, self.now)
 
+    def changed_identity(self, request: Request, demands: list[Demand]) -> Declined | None:
+        """Return why an offer is not that of the server that it names, or None."""
+        return paying.changed_identity(demands, self.wallet.read_all()[0], request.host)
+
     def take(
         self, request: Request, candidates: list[tuple[Demand, ChannelRecord]]
     ) -> tuple[ChannelFile, Plan] | Declined | None:
@@ -256,7 +260,8 @@ class Purse:
                     paid.request, self.now, answer.status, paid.channel, spent_sat, charged_sat, kept_receipt(receipt)
                 )
             )
-            file.save(paying.acknowledged(record))
+            record = paying.acknowledged(plan, settled)
+            file.save(record)
         return Bill(paid.host, paid.price_sat, charged_sat, paid.raised_sat, record.name, record.left_sat, receipt)
 
     def unpaid(self, file: ChannelFile, plan: Plan, answer: Answer) -> StillUnpaid:
@@ -353,6 +358,9 @@ def _take(purse: Purse, request: Request, demands: list[Demand]) -> Generator[Ef
     while True:
         candidates = yield Work(partial(purse.candidates, request, demands))
         taken: tuple[ChannelFile, Plan] | Declined | None = paying.no_channel(demands[0])
+        else_known = None if candidates else (yield Work(partial(purse.changed_identity, request, demands)))
+        if else_known is not None:
+            raise (yield Work(partial(purse.declined, request, demands[0].price_sat, else_known)))
         if candidates:
             taken = yield Work(partial(purse.take, request, candidates))
         if isinstance(taken, tuple):

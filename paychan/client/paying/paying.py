@@ -20,6 +20,7 @@ from paychan.client.flows.find import room_sat, same_server
 from paychan.client.limits import HOUR
 from paychan.client.paying.account import Account, Paid
 from paychan.client.paying.demands import Demand
+from paychan.client.paying.errors import IdentityChanged
 from paychan.client.record import ChannelRecord, State
 from paychan.protocol.address import decode_address
 from paychan.protocol.payment import PaymentVerifier
@@ -87,15 +88,37 @@ class Plan(Struct, frozen=True):
 def pays(record: ChannelRecord, offer: Offer, now: int) -> bool:
     """Say whether a channel is open to the server of an offer, and takes payments now.
 
-    The record's own expiry and settlement period count, not those of the offer.
+    A server is known by its identity key once a payment for a request has taught it, so all its names are one server. The
+    record's own expiry and settlement period count, not those of the offer.
     """
     return (
         record.state is State.OPEN
         and bool(record.funding_outpoint)
         and record.network is address_network(offer.chain)
-        and same_server(record.url, offer.pay_url)
+        and _is_server(record, offer)
         and record.expiry - HOUR * record.settlement_period_hours > now + SPARE_SECONDS
     )
+
+
+def _is_server(record: ChannelRecord, offer: Offer) -> bool:
+    return record.identity == offer.identity.hex() if record.identity else same_server(record.url, offer.pay_url)
+
+
+def changed_identity(demands: Iterable[Demand], records: Iterable[ChannelRecord], host: str) -> IdentityChanged | None:
+    """Return the error for an offer that names another identity key for the server of an open channel, or None."""
+    records = [record for record in records if record.identity and record.state is State.OPEN]
+    for demand in demands:
+        offer = demand.offer
+        for record in records:
+            if same_server(record.url, offer.pay_url) and record.identity != offer.identity.hex():
+                return IdentityChanged(
+                    host=host,
+                    pay_url=offer.pay_url,
+                    channel=record.name,
+                    got=offer.identity.hex(),
+                    want=record.identity,
+                )
+    return None
 
 
 def choose(
@@ -257,9 +280,15 @@ def _raised_before(paid: Paid, state: ChannelState) -> int:
     return min(paid.raised_sat, max(0, newest_sat - paid.change_sat))
 
 
-def acknowledged(record: ChannelRecord) -> ChannelRecord:
-    """Return the record after a paid answer: the server holds the newest payment."""
-    return _replace(record, acknowledged_sat=record.left_sat, refused=False)
+def acknowledged(plan: Plan, settled: Settled | None) -> ChannelRecord:
+    """Return the record after a paid answer: the server holds the newest payment.
+
+    A receipt about the channel shows that the offer was the server's, so the record learns the identity key of the offer.
+    """
+    record = _replace(plan.record, acknowledged_sat=plan.record.left_sat, refused=False)
+    if record.identity or settled is None or settled.state.channel != record.outpoint:
+        return record
+    return _replace(record, identity=plan.demand.offer.identity.hex())
 
 
 def spent_after(plan: Plan, settled: Settled | None, account: Account) -> tuple[int, int]:

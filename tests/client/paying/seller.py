@@ -61,7 +61,7 @@ class Seller:
 
     def __init__(self, liar: Liar, price_sat: int = 25, protocols: tuple[str, ...] = ("x402", "mpp")) -> None:
         self.liar, self.price_sat, self.protocols = liar, price_sat, protocols
-        self.pay_url = liar.url
+        self.pay_url, self.identity = liar.url, IDENTITY
         self.lies: deque[Lie | None] = deque()
         self.identifier = True
         """Offer x402's extension `payment-identifier`."""
@@ -111,7 +111,7 @@ class Seller:
             amount_sat=Sat(self.price_sat),
             unit="request",
             chain=CHAINS["testnet"],
-            identity=IDENTITY,
+            identity=self.identity,
             pay_url=self.pay_url,
             network="testnet",
             open_price_sat=Sat(10_000),

@@ -13,10 +13,13 @@ import requests
 
 from paychan.client import Budget, Purse, errors
 from paychan.client.paying.aiohttp import PaidMiddleware
+from paychan.client.paying.errors import IdentityChanged
 from paychan.client.paying.requests import PaidAdapter
+from paychan.client.wallet import Wallet
 from tests.client.conftest import OpenChannel
 from tests.client.liar import Liar
 from tests.client.paying.seller import Lie, Seller
+from tests.lib.channels import private_key
 
 
 @pytest.fixture
@@ -144,3 +147,37 @@ async def test_aiohttp_pays_a_lost_answer_once(seller: Seller, loop_session: aio
         assert answer.status == 200
 
     assert seller.signed_sat == 25
+
+
+# --- the server's identity --------------------------------------------------------------------------------------------
+
+
+def test_two_names_of_one_server_are_one(seller: Seller, session: requests.Session) -> None:
+    """A channel whose record knows the server's identity key pays offers of another pay URL with the same key."""
+    assert session.get(seller.url).status_code == 200
+    seller.pay_url = "https://other.example"
+
+    assert session.get(seller.url).status_code == 200
+    assert seller.signed_sat == 50
+
+
+def test_another_identity_of_a_server_is_refused(seller: Seller, session: requests.Session, wallet: Path) -> None:
+    """The error names both keys; nothing is signed, and the record keeps the key that it learnt."""
+    assert session.get(seller.url).status_code == 200
+    learnt = seller.identity
+    seller.identity = private_key("another identity").public_key.format()
+
+    with pytest.raises(IdentityChanged) as caught:
+        session.get(seller.url)
+
+    assert (caught.value.fields["want"], caught.value.fields["got"]) == (learnt.hex(), seller.identity.hex())
+    assert seller.signed_sat == 25
+    assert Wallet(wallet).read_all()[0][0].identity == learnt.hex()
+
+
+def test_an_identity_without_a_receipt_is_not_learnt(seller: Seller, session: requests.Session, wallet: Path) -> None:
+    """A seller that takes a payment and shows no receipt teaches the wallet nothing."""
+    seller.lies.append(Lie(status=200))
+    assert session.get(seller.url).status_code == 200
+
+    assert Wallet(wallet).read_all()[0][0].identity == ""
