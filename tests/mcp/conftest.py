@@ -1,4 +1,4 @@
-"""One real server with its merchant interface for all tests of a file, and wallets that open channels to it."""
+"""One real server with its merchant interface for all tests of the folder, and wallets that open channels to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paychan.client import Budget, Need, Payer, Purse
 from tests.lib.system import System
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with System(tmp_path_factory.mktemp("mcp"), sections={"merchant": "on = true"}) as started:
         yield started

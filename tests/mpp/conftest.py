@@ -11,6 +11,7 @@ from paychan.client import Budget, Need, Payer, Purse
 from tests.client.conftest import OpenChannel, funded, liar, opened
 from tests.client.liar import Liar
 from tests.client.paying.seller import Seller
+from tests.gateway.shop import Shop, open_shop
 from tests.lib.system import System
 
 __all__ = ["funded", "liar", "opened"]
@@ -21,6 +22,13 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A real server with its merchant interface."""
     with System(tmp_path_factory.mktemp("mpp"), sections={"merchant": "on = true"}) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A seller's service behind the gateway of a real server."""
+    with open_shop(tmp_path_factory.mktemp("gateway")) as opened:
+        yield opened
 
 
 @pytest.fixture

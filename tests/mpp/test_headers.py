@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -14,15 +13,9 @@ from paychan.client import Purse, paid_async_client
 from paychan.mpp import pay_with
 from paychan.protocol.wire import mpp, x402
 from paychan.protocol.wire.x402_json import read_required
-from tests.gateway.shop import Shop, open_shop
+from tests.gateway.shop import Shop
 
 BEARER = 'Bearer realm="a, b", error="invalid_token"'
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with open_shop(tmp_path_factory.mktemp("shop")) as opened:
-        yield opened
 
 
 class Joining(httpx.AsyncHTTPTransport):
@@ -36,22 +29,22 @@ class Joining(httpx.AsyncHTTPTransport):
 
 
 @pytest.mark.parametrize("kind", ["own", "sdk"])
-async def test_joined_challenges_are_paid(shop: Shop, purse: Purse, kind: str) -> None:
+async def test_joined_challenges_are_paid(gateway: Shop, purse: Purse, kind: str) -> None:
     """Our own client and the SDK's find the challenge among others in one field."""
     purse.prefer = "mpp"
     client = paid_async_client(purse, transport=Joining())
     if kind == "sdk":
         client = httpx.AsyncClient(transport=pay_with(purse, inner=Joining()))
     async with client:
-        answer = await client.get(shop.url + "/v1/a")
+        answer = await client.get(gateway.url + "/v1/a")
     assert (answer.status_code, answer.extensions["paychan"].charged_sat) == (200, 25)
     assert "Payment-Receipt" in answer.headers
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl (tests/system-packages)")
-def test_curl_gets_both_offers(shop: Shop) -> None:
+def test_curl_gets_both_offers(gateway: Shop) -> None:
     """Both headers and the problem are in the answer that curl prints."""
-    printed = subprocess.run(["curl", "-si", shop.url + "/v1/a"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(["curl", "-si", gateway.url + "/v1/a"], capture_output=True, text=True, check=True).stdout
     head, _, body = printed.replace("\r\n", "\n").partition("\n\n")
     fields = [line.partition(": ") for line in head.splitlines()[1:]]
     (challenge,) = mpp.offers([value for name, _, value in fields if name.lower() == "www-authenticate"])
@@ -61,14 +54,14 @@ def test_curl_gets_both_offers(shop: Shop) -> None:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node 20 (tests/system-packages)")
-def test_nodes_fetch_gets_both_offers(shop: Shop) -> None:
+def test_nodes_fetch_gets_both_offers(gateway: Shop) -> None:
     """Node's fetch shows both headers, and a page of another site may read them."""
     script = """
     const answer = await fetch(process.argv[1], {headers: {Origin: "https://elsewhere.example"}});
     const names = ["www-authenticate", "payment-required", "access-control-expose-headers"];
     console.log(JSON.stringify([answer.status, ...names.map(name => answer.headers.get(name))]));
     """
-    command = ["node", "--input-type=module", "-e", script, shop.url + "/v1/a"]
+    command = ["node", "--input-type=module", "-e", script, gateway.url + "/v1/a"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     status, challenges, required, exposed = json.loads(printed)
     assert status == 402
