@@ -22,7 +22,8 @@ from paychan.gateway.forwarding import to_upstream
 from paychan.gateway.front import connection_of
 from paychan.gateway.metering import Meter, MeterEnded
 from paychan.gateway.pricefile import KILOBYTE_BYTES
-from paychan.gateway.sale import Sale
+from paychan.gateway.sale import Sale, refused
+from paychan.protocol.errors import Malformed
 from paychan.protocol.request_id import NO_BODY
 from paychan.protocol.types import Sat
 from paychan.protocol.wire.mpp_outcomes import NEED_VOUCHER_EVENT
@@ -43,6 +44,11 @@ def is_upgrade(request: web.BaseRequest) -> bool:
 async def tunnel(sale: Sale) -> web.StreamResponse:
     """Open the upstream's WebSocket, then the payer's, and pass messages until one side ends."""
     request, route = sale.request, sale.route
+    if not web.WebSocketResponse().can_prepare(request):
+        await sale.give_back()
+        response = refused(request, Malformed(field="Sec-WebSocket-Key", reason="this is no request for a WebSocket"))
+        sale.success(response.headers)
+        return response
     headers = to_upstream(request.headers, sale.charged)
     for name in _OWN:
         headers.popall(name, None)
@@ -72,6 +78,8 @@ async def tunnel(sale: Sale) -> web.StreamResponse:
     )
     payer.headers.extend(sale.success(CIMultiDict()))
     async with upstream:
+        if request.transport is None:  # the payer has gone while the upstream was asked
+            return await sale.fail(ConnectionResetError())
         await payer.prepare(request)
         sale.begin()
         await _Tunnel(sale, payer, upstream).run()

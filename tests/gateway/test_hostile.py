@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -270,6 +272,39 @@ def test_a_payer_that_leaves_while_the_upstream_is_silent_has_credit(
     wait_for(lambda: customer.record() == (OPENING_SAT + 25, OPENING_SAT), "the price is credit")
     assert shop.system.server is not None
     assert "Traceback" not in shop.system.server.text()
+
+
+ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
+
+
+def accepts_late(connection: socket.socket, head: bytes) -> None:
+    """Open a WebSocket after half a second."""
+    key = re.search(rb"(?i)sec-websocket-key: ?(\S+)", head)
+    assert key is not None
+    time.sleep(0.5)
+    digest = hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    connection.sendall(ACCEPTED % base64.b64encode(digest))
+
+
+@pytest.mark.parametrize("kind", ["leaves", "has no key"])
+def test_a_websocket_that_never_opens_is_credit(shop: Shop, raw: RawUpstream, customer: Customer, kind: str) -> None:
+    """The payer leaves while the upstream is asked, or asks for no valid WebSocket: nothing was delivered."""
+    raw.answer = lambda connection: accepts_late(connection, raw.heads[-1])
+    calls = len(raw.targets)
+    payment = customer.headers("/v1/ws", 25)["PAYMENT-SIGNATURE"].encode()
+    key = b"" if kind == "has no key" else b"Sec-WebSocket-Key: " + b"A" * 22 + b"==\r\n"
+    fields = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" + key
+    with connect(shop.url) as client:
+        client.sendall(b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nPAYMENT-SIGNATURE: " + payment + b"\r\n" + fields + b"\r\n")
+        if kind == "has no key":
+            assert b" 400 " in client.recv(65536)
+            assert len(raw.targets) == calls
+        else:
+            wait_for(lambda: len(raw.targets) > calls, "the upstream is asked")
+    raw.answer = lambda connection: connection.sendall(OK)
+    wait_for(lambda: customer.record() == (OPENING_SAT + 25, OPENING_SAT), "the price is credit", 10)
 
 
 # --- clients that hold on ---------------------------------------------------------------------------------------------
