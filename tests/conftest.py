@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.lib import campaign
+from tests.lib import campaign, compiled
 
 TESTS = Path(__file__).parent
 QUICK = {"protocol", "actors", "config", "cli", "gateway"}
@@ -51,9 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pass the size of campaigns to test modules and to the workers of pytest-xdist."""
+    """Pass the size of campaigns to test modules and workers of pytest-xdist; compile before workers start."""
     if config.getoption("campaign"):
         os.environ[campaign.VARIABLE] = "1"
+    if config.getoption("numprocesses", None):  # the process that starts the workers
+        compiled.compile_missing()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

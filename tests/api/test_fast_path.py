@@ -19,6 +19,7 @@ from paychan.protocol.payment import Payment, encode_v1
 from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.test_wire import CLEAR, CORPUS
 from tests.api.wire import connect, exchange, read_all, statuses
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
 
@@ -128,7 +129,7 @@ PAYMENTS = {
 }
 
 
-@pytest.mark.parametrize("kind", PAYMENTS)
+@looped("kind", PAYMENTS)
 def test_a_payment_has_one_answer(pair: Pair, kind: str) -> None:
     """For every payment, head and body of the answer are the same on both servers."""
     fast, handlers = pair.both(PAYMENTS[kind](pair) + LAST)
@@ -180,7 +181,7 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("kind", FIELDS)
+@looped("kind", FIELDS)
 def test_another_header_field_has_the_same_effect_on_both(pair: Pair, kind: str) -> None:
     """A payment with a further header field gets the same bytes, and keeps or ends the connection, on both servers."""
     content = _put(_v1(pair, pair.v1.payer.payment(100_001)), FIELDS[kind])
@@ -223,7 +224,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("kind", LINES)
+@looped("kind", LINES)
 def test_an_unusual_first_line_or_host_has_one_answer(pair: Pair, kind: str) -> None:
     """A payment with an unusual first line or Host gets the same bytes from both servers, as one parser judges it."""
     content = _put(_v1(pair, pair.v1.payer.payment(100_001))).replace(*LINES[kind])
@@ -232,8 +233,8 @@ def test_an_unusual_first_line_or_host_has_one_answer(pair: Pair, kind: str) -> 
     assert fast == handlers
 
 
-@pytest.mark.parametrize("kind", [*CORPUS, *CLEAR])
 @pytest.mark.parametrize("as_payment", [False, True])
+@looped("kind", [*CORPUS, *CLEAR])
 def test_hostile_framing_has_one_answer(pair: Pair, kind: str, as_payment: bool) -> None:
     """A request on which parsers disagree gets the same bytes from both servers, as it is and as a payment."""
     content = CORPUS[kind] if kind in CORPUS else CLEAR[kind][0] + LAST

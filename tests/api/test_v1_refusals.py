@@ -15,6 +15,7 @@ from paychan.protocol.payment import Payment, encode_v1
 from paychan.protocol.types import OutPoint
 from tests.api.both_paths import BOTH_PATHS
 from tests.lib.ecdsa import high_s_twin
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V1, Payer, refusal
 from tests.lib.system import DEBUG_SERVER_KEY, System
 
@@ -53,7 +54,7 @@ BAD_TIMES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "code"), BAD_KEYS)
+@looped(("key", "code"), BAD_KEYS)
 def test_funding_info_refuses_keys_that_are_not_compressed_points(v1: V1, key: Any, code: str) -> None:
     """Only a 33-byte compressed point in lower-case hex is a client key."""
     assert refusal(v1.funding_info(client_pubkey=key)) == (400, code)
@@ -64,20 +65,20 @@ def test_the_servers_own_key_is_no_client_key(v1: V1) -> None:
     assert v1.funding_info(client_pubkey=DEBUG_SERVER_KEY).status_code == 400
 
 
-@pytest.mark.parametrize(("expiry", "code"), BAD_TIMES)
+@looped(("expiry", "code"), BAD_TIMES)
 def test_funding_info_refuses_an_expiry_that_is_not_a_time(v1: V1, expiry: Any, code: str) -> None:
     """Defect D14: block heights, values above 2^32, and anything but ASCII digits are refused."""
     assert refusal(v1.funding_info(exp_time=expiry)) == (400, code)
 
 
-@pytest.mark.parametrize("expiry", [500_000_000, 1_500_000_000, 2_147_483_648, 4_294_967_295])
+@looped("expiry", [500_000_000, 1_500_000_000, 2_147_483_648, 4_294_967_295])
 def test_funding_info_does_not_check_the_date(v1: V1, expiry: int) -> None:
     """Past dates and the largest lock time get 200: scripts send 1500000000 to get the server key."""
     info = v1.funding_info(exp_time=expiry)
     assert (info.status_code, info.json()["server_pubkey"]) == (200, DEBUG_SERVER_KEY)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("parameters", "code"),
     [
         *(({"client_pubkey": key}, code) for key, code in BAD_KEYS),
@@ -141,7 +142,7 @@ def _bad_payments(payer: Payer) -> dict[str, tuple[Payment, str]]:
 KINDS = list(_bad_payments(Payer()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@looped("kind", KINDS)
 def test_opening_refuses_bad_payments(v1: V1, system: System, kind: str) -> None:
     """A payment with a wrong signature, flag, encoding or change opens nothing."""
     payment, code = _bad_payments(v1.payer)[kind]
@@ -149,7 +150,7 @@ def test_opening_refuses_bad_payments(v1: V1, system: System, kind: str) -> None
     assert "funding_value" not in system.channel(v1.payer.outpoint)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@looped("kind", KINDS)
 @pytest.mark.parametrize("tail", ["", "/pay"])
 @BOTH_PATHS
 def test_paying_refuses_bad_payments(open_v1: V1, system: System, kind: str, tail: str) -> None:

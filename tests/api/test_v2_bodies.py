@@ -10,6 +10,7 @@ import pytest
 
 from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.both_paths import BOTH_PATHS
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V2, Payer, refusal
 from tests.lib.system import System
 
@@ -74,7 +75,7 @@ NOT_JSON_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("kind", NOT_JSON_OBJECTS)
+@looped("kind", NOT_JSON_OBJECTS)
 def test_a_body_that_is_no_payment_object_is_a_400(channel: V2, kind: str) -> None:
     """The parser refuses malformed JSON, other encodings, deep nesting and long numbers, with a code."""
     found = _refused_everywhere(channel, NOT_JSON_OBJECTS[kind])
@@ -126,7 +127,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
+@looped(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
 def test_threat_27_40_a_value_of_another_type_is_a_400(channel: V2, name: str, value: str) -> None:
     """Numbers must be JSON integers in range, hex lower case of even length, text a string (threats 27 and 40)."""
     data = json.loads(channel.opening_body(channel.payer.payment(100_000)))
@@ -134,7 +135,7 @@ def test_threat_27_40_a_value_of_another_type_is_a_400(channel: V2, name: str, v
     assert {status for status, _ in _refused_everywhere(channel, text.encode())} == {400}
 
 
-@pytest.mark.parametrize("spoil", [" {}", "{} ", "{}\\n", "\\u0000{}", "{:.40} {:.1}", "0x{}"])
+@looped("spoil", [" {}", "{} ", "{}\\n", "\\u0000{}", "{:.40} {:.1}", "0x{}"])
 def test_hex_with_other_characters_is_refused(channel: V2, spoil: str) -> None:
     """Spaces, newlines and prefixes that `bytes.fromhex` or `int` accepts are refused."""
     signature = channel.payer.payment(120_000).signature_with_flag.hex()

@@ -16,6 +16,7 @@ import pytest
 
 from paychan.protocol.payment import encode_v1
 from tests.api.wire import PATIENCE_SECONDS, connect, exchange, read_all, statuses
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -228,8 +229,8 @@ CORPUS = {
 }
 
 
-@pytest.mark.parametrize("kind", CORPUS)
 @pytest.mark.parametrize("as_payment", [False, True])
+@looped("kind", CORPUS)
 def test_threat_28_an_ambiguous_request_hides_no_second_one(strict: System, kind: str, as_payment: bool) -> None:
     """A request that two parsers may read differently gets at most one 4xx, then the connection is closed.
 
@@ -256,7 +257,7 @@ CLEAR = {
 }
 
 
-@pytest.mark.parametrize("kind", CLEAR)
+@looped("kind", CLEAR)
 def test_threat_28_an_unusual_but_clear_request_is_one_request(strict: System, kind: str) -> None:
     """An unusual request with only one meaning is read as exactly one request, and the next request follows it."""
     first, status = CLEAR[kind]

@@ -24,6 +24,7 @@ from paychan.client import (
 from paychan.protocol.types import MAX_MONEY_SAT
 from tests.client.conftest import IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, TXID, Liar
+from tests.lib.looped import looped
 
 NO_NUMBERS = [3.0, 1.5, float("nan"), float("inf"), True, "3", Decimal(3), Fraction(3), None]
 
@@ -130,8 +131,8 @@ def test_a_wrong_number_makes_no_channel(liar: Liar, tmp_path: Path, words: dict
         assert not list(tmp_path.glob("wallet.seed"))
 
 
-@pytest.mark.parametrize("name", Limits.__struct_fields__)
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@looped("name", Limits.__struct_fields__)
+@looped("value", NO_NUMBERS)
 def test_limits_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(WrongNumber, match=name):
         Limits(**{name: value})  # type: ignore[arg-type]

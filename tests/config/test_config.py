@@ -13,6 +13,7 @@ from paychan.config import ServerConfig, check_environment, load_server_config
 from paychan.config_checks import doubts
 from paychan.protocol.settings import SettingsError, parse_settings, settings_table, settings_values
 from signer.config import SignerConfig, load_signer_config
+from tests.lib.looped import looped
 from tests.lib.readme import SECTIONS, SHIPPED, in_pages, with_comments
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -68,7 +69,7 @@ def test_state_stays_apart_by_network(network: str) -> None:
     assert load_signer_config(CONFIG / network / "signer.toml").state_dir == expected
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "key", "reason"),
     [
         (SERVER + "[http]\nprot = 1\n", "http.prot", "unknown key"),
@@ -167,7 +168,7 @@ def test_comments_of_shipped_files_are_the_declared_descriptions(file: Path) -> 
 URL = 'network = "regtest"\n[chain]\nbackend = "{}"\ncredentials_file = "/cookie"\nurl = "{}"\n'
 
 
-@pytest.mark.parametrize(
+@looped(
     ("backend", "url"),
     [
         *(
@@ -191,7 +192,7 @@ def test_fault_55_a_url_that_does_not_go_with_the_backend(tmp_path: Path, backen
     assert scheme in caught.value.reason
 
 
-@pytest.mark.parametrize(
+@looped(
     ("backend", "url"),
     [
         *(("electrum", url) for url in ("tcp://127.0.0.1:50001", "ssl://electrum.example:50002", "ssl://[::1]:50002")),
@@ -203,7 +204,7 @@ def test_urls_that_go_with_the_backend(tmp_path: Path, backend: str, url: str) -
     assert load_server_config(written(tmp_path, URL.format(backend, url))).chain.url == url
 
 
-@pytest.mark.parametrize(
+@looped(
     ("lines", "key"),
     [
         ('[http]\nlisten = "0.0.0.0:8000"', "http.listen"),
@@ -253,7 +254,7 @@ def declared() -> list[tuple[type, str, object]]:
     ]
 
 
-@pytest.mark.parametrize(("table", "key", "value"), declared())
+@looped(("table", "key", "value"), declared())
 def test_fault_55_every_setting_says_what_it_wants(table: type, key: str, value: object) -> None:
     """No setting of server or signer answers a wrong value in the words of the decoder."""
     tree: dict[str, dict[str, object]] = {
@@ -308,7 +309,7 @@ def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
     assert load_server_config(written(tmp_path, "\ufeff" + SERVER)).debug
 
 
-@pytest.mark.parametrize(
+@looped(
     ("lines", "keys"),
     [
         ("", []),
