@@ -64,6 +64,6 @@ def check(command: Any, line: str) -> None:
     while words and hasattr(command, "get_command") and command.get_command(None, words[0]) is not None:
         command = command.get_command(None, words.pop(0))
 
-    assert not getattr(command, "commands", None) or not words or words[0].startswith(("FILE", "NAME", "--")), line
+    assert not hasattr(command, "get_command") or not words or words[0].startswith(("FILE", "NAME", "--")), line
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= options | {"--help"}, line

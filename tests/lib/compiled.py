@@ -17,11 +17,11 @@ from _pytest.assertion import rewrite
 
 ROOT = Path(__file__).parents[2]
 _FEW = 20
-"""So many modules are left to the workers: to start a process costs more."""
+"""At most this number of modules is left to the workers: a process for them costs more."""
 
 
 def kept(module: Path) -> Path:
-    """Where pytest keeps a compiled test module."""
+    """Return the path under which pytest keeps a compiled test module."""
     return rewrite.get_cache_dir(module) / (module.name[: -len(".py")] + rewrite.PYC_TAIL)
 
 
