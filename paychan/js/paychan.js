@@ -1,8 +1,9 @@
 // Pays HTTP requests over a payment channel (RBPCP), as a plug-in for @x402/fetch and for mppx.
 //
-// The channel signs a payment for the sum that the server has, plus the price. The sum that the server has is its mark: it
-// moves by receipts, and by a proof that is signed by the channel's own key. So an answer that asks again and again gets the
-// same payment again. Amounts are whole satoshi. README.md describes the use, ../protocol/bindings/ the wire formats.
+// The channel signs a payment for the sum that the server has, plus the price. The sum that the server has is its mark.
+// It moves by receipts, and by a proof that is signed by the key of the channel. So an answer that asks again and again
+// gets the same payment again. Amounts are whole satoshi. README.md describes the use, ../protocol/bindings/ the wire
+// formats.
 
 import * as secp256k1 from "@noble/secp256k1";
 import { hmac } from "@noble/hashes/hmac.js";
@@ -24,7 +25,8 @@ export const CHAINS = Object.freeze({
   regtest: "bip122:0f9188f13cb7b2c71f2a335e3a4fc328",
 });
 /** Hash flags: SINGLE|ANYONECANPAY of a payment with change, NONE|ANYONECANPAY of one without. */
-export const WITH_CHANGE = 0x83, WITHOUT_CHANGE = 0x82;
+export const WITH_CHANGE = 0x83,
+  WITHOUT_CHANGE = 0x82;
 
 const MAX_MONEY_SAT = 2_100_000_000_000_000;
 const UNITS = ["request", "byte", "kilobyte", "second", "event", "token"];
@@ -84,25 +86,38 @@ export function redeemScript(serverKey, clientKey, expiry) {
   let number = littleEndian(expiry, 5); // the shortest script number: a 0 follows a byte whose top bit is set
   while (number.at(-1) === 0 && number.at(-2) < 0x80) number = number.slice(0, -1);
   return concatBytes(
-    new Uint8Array([0x63, 33]), serverKey, new Uint8Array([0xad, 0x67, number.length]), number,
-    new Uint8Array([0xb1, 0x75, 0x68, 33]), clientKey, new Uint8Array([0xac]),
+    new Uint8Array([0x63, 33]),
+    serverKey,
+    new Uint8Array([0xad, 0x67, number.length]),
+    number,
+    new Uint8Array([0xb1, 0x75, 0x68, 33]),
+    clientKey,
+    new Uint8Array([0xac]),
   );
 }
 
 /**
- * Digest that the client signs for a payment (RBPCP §3): the legacy hash of a transaction with one input. With change it
- * has one output. Without change it has none; SINGLE would hash to the constant 1, so the flag is NONE.
+ * Digest that the client signs for a payment (RBPCP §3): the legacy hash of a transaction with one input. With change
+ * it has one output. Without change it has none; SINGLE would hash to the constant 1, so the flag is NONE.
  */
 export function paymentDigest(script, outpoint, changeScript, changeSat) {
   const [txid, index] = outpoint.split(":");
-  const output = changeSat === 0 ? [new Uint8Array([0])] : [
-    new Uint8Array([1]), littleEndian(changeSat, 8), new Uint8Array([changeScript.length]), changeScript,
-  ];
-  return hash256(concatBytes(
-    new Uint8Array([1, 0, 0, 0, 1]), hexToBytes(txid).reverse(), littleEndian(Number(index), 4),
-    new Uint8Array([script.length]), script, new Uint8Array([255, 255, 255, 255]), ...output,
-    new Uint8Array([0, 0, 0, 0, changeSat === 0 ? WITHOUT_CHANGE : WITH_CHANGE, 0, 0, 0]),
-  ));
+  const output =
+    changeSat === 0
+      ? [new Uint8Array([0])]
+      : [new Uint8Array([1]), littleEndian(changeSat, 8), new Uint8Array([changeScript.length]), changeScript];
+  return hash256(
+    concatBytes(
+      new Uint8Array([1, 0, 0, 0, 1]),
+      hexToBytes(txid).reverse(),
+      littleEndian(Number(index), 4),
+      new Uint8Array([script.length]),
+      script,
+      new Uint8Array([255, 255, 255, 255]),
+      ...output,
+      new Uint8Array([0, 0, 0, 0, changeSat === 0 ? WITHOUT_CHANGE : WITH_CHANGE, 0, 0, 0]),
+    ),
+  );
 }
 
 /** Write a signature of 64 bytes as DER (BIP66). */
@@ -122,7 +137,8 @@ export function fromDer(der) {
   const compact = new Uint8Array(64);
   let at = 2;
   for (const end of [32, 64]) {
-    const size = der[at + 1], bytes = der.slice(at + 2, at + 2 + size);
+    const size = der[at + 1],
+      bytes = der.slice(at + 2, at + 2 + size);
     if (der[at] !== 2 || !size || bytes.length !== size || bytes[0] >= 0x80) return null;
     if (size > 1 && bytes[0] === 0 && bytes[1] < 0x80) return null;
     const number = bytes[0] === 0 ? bytes.slice(1) : bytes;
@@ -142,7 +158,8 @@ function satOf(text, field) {
 }
 
 function wholeOf(number, field, most) {
-  if (!Number.isInteger(number) || number < 0 || number > most) throw malformed(field, `a whole number of 0 to ${most}`);
+  if (!Number.isInteger(number) || number < 0 || number > most)
+    throw malformed(field, `a whole number of 0 to ${most}`);
   return number;
 }
 
@@ -163,23 +180,47 @@ const objectOf = (value) => (value !== null && typeof value === "object" && !Arr
 
 /** Read a channel as the server has it. Raises `malformed_payment` if a member is wrong, or if the sums contradict. */
 function stateOf(shown, proof, names) {
-  const [capacitySat, acceptedSat, spentSat, creditSat] =
-    [names.capacity, names.accepted, names.spent, names.credit].map((name) => satOf(shown[name], name));
+  const [capacitySat, acceptedSat, spentSat, creditSat] = [
+    names.capacity,
+    names.accepted,
+    names.spent,
+    names.credit,
+  ].map((name) => satOf(shown[name], name));
   const changeSat = names.change in shown ? satOf(shown[names.change], names.change) : capacitySat - acceptedSat;
   const hasProof = proof !== undefined && proof !== null;
-  if (hasProof && satOf(objectOf(proof).changeSat, "changeSat") !== changeSat) throw malformed("changeSat", "that of the state");
+  if (hasProof && satOf(objectOf(proof).changeSat, "changeSat") !== changeSat)
+    throw malformed("changeSat", "that of the state");
   if (acceptedSat + changeSat !== capacitySat || creditSat + spentSat < acceptedSat)
     throw malformed(names.accepted, "sums that do not contradict each other");
   countOf(shown.expiry, "expiry");
-  return { channel: outpointOf(shown[names.channel], names.channel), capacitySat, acceptedSat, creditSat, proof: hasProof ? proof : null };
+  return {
+    channel: outpointOf(shown[names.channel], names.channel),
+    capacitySat,
+    acceptedSat,
+    creditSat,
+    proof: hasProof ? proof : null,
+  };
 }
 
-const X402_NAMES = { channel: "channel", capacity: "capacitySat", accepted: "acceptedCumulativeSat", spent: "spentSat",
-  credit: "creditSat", change: "changeSat" };
-const MPP_NAMES = { channel: "channelId", capacity: "deposit", accepted: "acceptedCumulative", spent: "spent",
-  credit: "credit", change: "changeSat" };
+const X402_NAMES = {
+  channel: "channel",
+  capacity: "capacitySat",
+  accepted: "acceptedCumulativeSat",
+  spent: "spentSat",
+  credit: "creditSat",
+  change: "changeSat",
+};
+const MPP_NAMES = {
+  channel: "channelId",
+  capacity: "deposit",
+  accepted: "acceptedCumulative",
+  spent: "spent",
+  credit: "credit",
+  change: "changeSat",
+};
 
-const x402State = (extra) => (extra.channelState == null ? null : stateOf(objectOf(extra.channelState), extra.voucherState, X402_NAMES));
+const x402State = (extra) =>
+  extra.channelState == null ? null : stateOf(objectOf(extra.channelState), extra.voucherState, X402_NAMES);
 
 /** Read the terms of an offer; `details` has the members that x402 and MPP have in common, by x402's names. */
 function offerOf(amount, unit, chain, identity, details, state) {
@@ -187,12 +228,17 @@ function offerOf(amount, unit, chain, identity, details, state) {
   if (!Object.values(CHAINS).includes(chain)) throw malformed("chain", "a known network");
   const deposit = details.suggestedDepositSat;
   return {
-    amountSat: satOf(amount, "amount"), unit, chain, identity: bytesToHex(keyOf(identity, "payTo")),
-    payUrl: textOf(details.payUrl, "payUrl"), openPriceSat: satOf(details.openPriceSat, "openPriceSat"),
+    amountSat: satOf(amount, "amount"),
+    unit,
+    chain,
+    identity: bytesToHex(keyOf(identity, "payTo")),
+    payUrl: textOf(details.payUrl, "payUrl"),
+    openPriceSat: satOf(details.openPriceSat, "openPriceSat"),
     minConfirmations: countOf(details.minConfirmations, "minConfirmations"),
     settlementPeriodSeconds: countOf(details.settlementPeriodSeconds, "settlementPeriodSeconds"),
     dustSat: satOf(details.dustLimitSat, "dustLimitSat"),
-    suggestedDepositSat: deposit === undefined ? null : satOf(deposit, "suggestedDeposit"), state,
+    suggestedDepositSat: deposit === undefined ? null : satOf(deposit, "suggestedDeposit"),
+    state,
   };
 }
 
@@ -228,19 +274,31 @@ export function x402Offers(required) {
 
 /** Read the success of a payment. @returns {{state: State, chargedSat: number}} */
 export function x402Settled(response) {
-  const extra = objectOf(response.extra), state = x402State(extra);
+  const extra = objectOf(response.extra),
+    state = x402State(extra);
   if (response.success !== true || state === null) throw malformed("PAYMENT-RESPONSE", "a success with a channelState");
   return { state, chargedSat: satOf(extra.chargedAmount, "chargedAmount") };
 }
 
 /** Read a challenge of mppx. @returns {Offer} Raises `payment_unsupported` for another method or binding. */
 export function mppOffer(challenge) {
-  const request = challenge.request, details = objectOf(request.methodDetails);
-  if (challenge.method !== "bitcoin" || challenge.intent !== "session" || request.currency !== "sat" || details.binding !== BINDING)
+  const request = challenge.request,
+    details = objectOf(request.methodDetails);
+  if (
+    challenge.method !== "bitcoin" ||
+    challenge.intent !== "session" ||
+    request.currency !== "sat" ||
+    details.binding !== BINDING
+  )
     throw new PaychanError("payment_unsupported", `the challenge is of another method or binding than ${BINDING}`);
   const shown = details.sessionSnapshot;
   const state = shown == null ? null : stateOf(objectOf(shown), shown.highestVoucher, MPP_NAMES);
-  const common = { ...details, openPriceSat: details.minDeposit, dustLimitSat: details.dustLimit, suggestedDepositSat: request.suggestedDeposit };
+  const common = {
+    ...details,
+    openPriceSat: details.minDeposit,
+    dustLimitSat: details.dustLimit,
+    suggestedDepositSat: request.suggestedDeposit,
+  };
   if (details.chain !== CHAINS[details.network]) throw malformed("network", "the word of the chain");
   return offerOf(request.amount, request.unitType, details.chain, request.recipient, common, state);
 }
@@ -249,12 +307,20 @@ export function mppOffer(challenge) {
 export function mppReceipt(header) {
   let shown;
   try {
-    shown = objectOf(JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(header.replace(/-/g, "+").replace(/_/g, "/")), (each) => each.charCodeAt(0)))));
+    shown = objectOf(
+      JSON.parse(
+        new TextDecoder().decode(
+          Uint8Array.from(atob(header.replace(/-/g, "+").replace(/_/g, "/")), (each) => each.charCodeAt(0)),
+        ),
+      ),
+    );
   } catch {
     throw malformed("Payment-Receipt", "base64url of JSON");
   }
-  if (shown.status !== "success" || shown.method !== "bitcoin" || shown.intent !== "session") throw malformed("status", "a success of bitcoin/session");
-  if (!/^\d{4}-\d\d-\d\dT/.test(shown.timestamp) || Number.isNaN(Date.parse(shown.timestamp))) throw malformed("timestamp", "a time (RFC 3339)");
+  if (shown.status !== "success" || shown.method !== "bitcoin" || shown.intent !== "session")
+    throw malformed("status", "a success of bitcoin/session");
+  if (!/^\d{4}-\d\d-\d\dT/.test(shown.timestamp) || Number.isNaN(Date.parse(shown.timestamp)))
+    throw malformed("timestamp", "a time (RFC 3339)");
   const state = stateOf(shown, null, MPP_NAMES);
   return { state, chargedSat: satOf(shown.charged, "charged"), challengeId: textOf(shown.challengeId, "challengeId") };
 }
@@ -271,7 +337,8 @@ export class Channel {
 
   /**
    * @param {ChannelJSON} json  what `save` got last; `changeSat` is the newest change that was signed
-   * @param {(json: ChannelJSON) => void | Promise<void>} save  makes the channel durable; a signature leaves only afterwards
+   * @param {(json: ChannelJSON) => void | Promise<void>} save  makes the channel durable; a signature
+   *   leaves only afterwards
    */
   constructor(json, save) {
     if (typeof save !== "function") throw new TypeError("save: want a function that stores the channel durably");
@@ -281,10 +348,14 @@ export class Channel {
     this.clientKey = bytesToHex(secp256k1.getPublicKey(this.#key, true));
     /** @type {Facts} */
     this.facts = Object.freeze({
-      serverKey: bytesToHex(keyOf(json.serverKey, "serverKey")), expiry: countOf(json.expiry, "expiry"),
-      outpoint: outpointOf(json.outpoint, "outpoint"), fundingSat: wholeOf(json.fundingSat, "fundingSat", MAX_MONEY_SAT),
-      changeScript: textOf(json.changeScript, "changeScript"), dustSat: wholeOf(json.dustSat, "dustSat", MAX_MONEY_SAT),
-      payUrl: textOf(json.payUrl, "payUrl"), network: textOf(json.network, "network"),
+      serverKey: bytesToHex(keyOf(json.serverKey, "serverKey")),
+      expiry: countOf(json.expiry, "expiry"),
+      outpoint: outpointOf(json.outpoint, "outpoint"),
+      fundingSat: wholeOf(json.fundingSat, "fundingSat", MAX_MONEY_SAT),
+      changeScript: textOf(json.changeScript, "changeScript"),
+      dustSat: wholeOf(json.dustSat, "dustSat", MAX_MONEY_SAT),
+      payUrl: textOf(json.payUrl, "payUrl"),
+      network: textOf(json.network, "network"),
       settlementPeriodSeconds: countOf(json.settlementPeriodSeconds, "settlementPeriodSeconds"),
     });
     this.#changeScript = hexOf(json.changeScript, "changeScript", 1, 34);
@@ -307,10 +378,18 @@ export class Channel {
   /** Say whether the channel pays the server of an offer at this time (Unix seconds). */
   pays(offer, now) {
     const { network, payUrl, expiry, settlementPeriodSeconds } = this.facts;
-    return addressNetwork(offer.chain) === network && sameServer(offer.payUrl, payUrl) && expiry - settlementPeriodSeconds > now + SPARE_SECONDS;
+    return (
+      addressNetwork(offer.chain) === network &&
+      sameServer(offer.payUrl, payUrl) &&
+      expiry - settlementPeriodSeconds > now + SPARE_SECONDS
+    );
   }
 
-  /** Sign the payment that leaves `changeSat` to the client; RFC 6979 gives the same signature again. @returns {Proof} */
+  /**
+   * Sign the payment that leaves `changeSat` to the client; RFC 6979 gives the same signature again.
+   *
+   * @returns {Proof}
+   */
   sign(changeSat) {
     const compact = secp256k1.sign(this.#digest(changeSat), this.#key, { prehash: false, lowS: true });
     return { changeSat: String(changeSat), sighash: flagOf(changeSat), signature: bytesToHex(toDer(compact)) };
@@ -319,20 +398,29 @@ export class Channel {
   /** Say whether a payment is signed by the channel's own key. */
   hasSigned(proof) {
     try {
-      const changeSat = satOf(proof.changeSat, "changeSat"), compact = fromDer(hexOf(proof.signature, "signature", 8, 72));
-      return compact !== null && proof.sighash === flagOf(changeSat) &&
-        secp256k1.verify(compact, this.#digest(changeSat), hexToBytes(this.clientKey), { prehash: false, lowS: true });
+      const changeSat = satOf(proof.changeSat, "changeSat"),
+        compact = fromDer(hexOf(proof.signature, "signature", 8, 72));
+      return (
+        compact !== null &&
+        proof.sighash === flagOf(changeSat) &&
+        secp256k1.verify(compact, this.#digest(changeSat), hexToBytes(this.clientKey), { prehash: false, lowS: true })
+      );
     } catch (error) {
       if (error instanceof PaychanError) return false;
       throw error;
     }
   }
 
-  /** Wait until no other request uses the channel, and begin one of this price. It ends with its answer, or after the lease. */
+  /**
+   * Wait until no other request uses the channel, and begin one of this price. It ends with its answer, or after the
+   * lease.
+   */
   async begin(priceSat, leaseSeconds = LEASE_SECONDS) {
     const before = this.#turn;
     let free;
-    this.#turn = new Promise((resolve) => { free = resolve; });
+    this.#turn = new Promise((resolve) => {
+      free = resolve;
+    });
     await before;
     return new Attempt(this, priceSat, free, leaseSeconds, (change) => this.#keep(change));
   }
@@ -344,7 +432,13 @@ export class Channel {
   }
 
   #json({ signedSat, acceptedSat, creditSat }) {
-    return { privateKey: bytesToHex(this.#key), ...this.facts, changeSat: this.facts.fundingSat - signedSat, acceptedSat, creditSat };
+    return {
+      privateKey: bytesToHex(this.#key),
+      ...this.facts,
+      changeSat: this.facts.fundingSat - signedSat,
+      acceptedSat,
+      creditSat,
+    };
   }
 
   #digest(changeSat) {
@@ -391,8 +485,8 @@ class Attempt {
   /**
    * Make the payment; the same again until the mark moves. Raises `insufficient_funds` or `would_leave_dust`.
    *
-   * @param {boolean} isNamed  the request has a name of its own, so that credit can pay it with the same change value as
-   *   an earlier one; without a name the server takes a repeated change value for a repeated request
+   * @param {boolean} isNamed  the request has a name of its own, so that credit can pay it with the same change value
+   *   as an earlier one; without a name the server takes a repeated change value for a repeated request
    * @returns {Promise<Proof & {cumulativeSat: string}>}
    */
   async payment(isNamed) {
@@ -401,14 +495,26 @@ class Attempt {
     const changeSat = facts.fundingSat - cumulativeSat;
     if (changeSat < 0) {
       const fields = { price_sat: this.priceSat, left_sat: facts.fundingSat - acceptedSat };
-      throw new PaychanError("insufficient_funds", `price ${fields.price_sat} sat, but the channel has ${fields.left_sat} sat left: open another`, fields);
+      throw new PaychanError(
+        "insufficient_funds",
+        `price ${fields.price_sat} sat, but the channel has ${fields.left_sat} sat left: open another`,
+        fields,
+      );
     }
     if (cumulativeSat > acceptedSat && changeSat > 0 && changeSat < facts.dustSat) {
       const fields = { change_sat: changeSat, dust_sat: facts.dustSat };
-      throw new PaychanError("would_leave_dust", `change ${changeSat} sat, need 0 or at least ${facts.dustSat} sat: open another channel`, fields);
+      throw new PaychanError(
+        "would_leave_dust",
+        `change ${changeSat} sat, need 0 or at least ${facts.dustSat} sat: open another channel`,
+        fields,
+      );
     }
     if (cumulativeSat > this.#mostSat)
-      throw new PaychanError("too_much", `sum ${cumulativeSat} sat, at most ${this.#mostSat} sat may be signed for this request`, {});
+      throw new PaychanError(
+        "too_much",
+        `sum ${cumulativeSat} sat, at most ${this.#mostSat} sat may be signed for this request`,
+        {},
+      );
     if (cumulativeSat > this.channel.signedSat) await this.#keep({ signedSat: cumulativeSat });
     this.cumulativeSat = cumulativeSat;
     return { ...this.channel.sign(changeSat), cumulativeSat: String(cumulativeSat) };
@@ -419,14 +525,16 @@ class Attempt {
     const { channel, cumulativeSat } = this;
     if (cumulativeSat < channel.acceptedSat) return this.end();
     const isOwn = state !== null && this.#isAbout(state) && state.acceptedSat === cumulativeSat;
-    const creditSat = isOwn ? state.creditSat : Math.max(0, channel.creditSat + cumulativeSat - channel.acceptedSat - this.priceSat);
+    const creditSat = isOwn
+      ? state.creditSat
+      : Math.max(0, channel.creditSat + cumulativeSat - channel.acceptedSat - this.priceSat);
     await this.#keep({ acceptedSat: cumulativeSat, creditSat });
     this.end();
   }
 
   /**
-   * Adopt the state of a refusal once, and say whether to send a new payment. Without a proof the channel believes only a
-   * sum that it remembers. Raises `false_proof` if the signature shown is not by the channel's key: the server lies.
+   * Adopt the state of a refusal once, and say whether to send a new payment. Without a proof the channel believes only
+   * a sum that it remembers. Raises `false_proof` if the signature shown is not by the channel's key: the server lies.
    */
   async corrected(state) {
     const { channel, priceSat } = this;
@@ -436,7 +544,11 @@ class Attempt {
     } else if (!channel.hasSigned(state.proof)) {
       this.end();
       const fields = { channel: state.channel, change_sat: state.proof.changeSat };
-      throw new PaychanError("false_proof", `the server shows a payment of change ${fields.change_sat} sat that this channel did not sign: stop paying it`, fields);
+      throw new PaychanError(
+        "false_proof",
+        `the server shows a payment of change ${fields.change_sat} sat that this channel did not sign: stop paying it`,
+        fields,
+      );
     }
     const { acceptedSat, creditSat } = state;
     // A proven sum that this request did not sign, and that was not known before, is by another copy of the channel.
@@ -472,9 +584,14 @@ function beginFor(channels, offer, { maxSat, units = 1, leaseSeconds, now = () =
     throw new PaychanError("price_too_high", `price ${priceSat} sat, the limit is ${maxSat} sat`, fields);
   }
   const paying = channels.filter((channel) => channel.pays(offer, now()));
-  const channel = paying.find(({ facts, acceptedSat }) => facts.fundingSat - acceptedSat - priceSat >= facts.dustSat) ?? paying[0];
+  const channel =
+    paying.find(({ facts, acceptedSat }) => facts.fundingSat - acceptedSat - priceSat >= facts.dustSat) ?? paying[0];
   if (channel === undefined)
-    throw new PaychanError("no_channel", `no channel pays ${offer.payUrl}: open one there for ${priceSat} sat or more`, { pay_url: offer.payUrl });
+    throw new PaychanError(
+      "no_channel",
+      `no channel pays ${offer.payUrl}: open one there for ${priceSat} sat or more`,
+      { pay_url: offer.payUrl },
+    );
   return channel.begin(priceSat, leaseSeconds);
 }
 
@@ -486,10 +603,10 @@ export const ownBinding = (_version, ways) =>
  * Plug-in for `@x402/fetch` and `@x402/core`.
  *
  * @param {Channel[]} channels
- * @param {{maxSat: number, units?: number, leaseSeconds?: number, now?: () => number}} options  `maxSat`: highest price of
- *   one request; `units`: units that are paid for before an answer that is priced by unit
- * @returns `config` for `x402Client.fromConfig`; `watch`, around the fetch that the SDK calls: it unlocks a channel whose
- *   request found no server, which the SDK does not tell
+ * @param {{maxSat: number, units?: number, leaseSeconds?: number, now?: () => number}} options  `maxSat`: highest price
+ *   of one request; `units`: units that are paid for before an answer that is priced by unit
+ * @returns `config` for `x402Client.fromConfig`; `watch`, around the fetch that the SDK calls: it unlocks a channel
+ *   whose request found no server, which the SDK does not tell
  */
 export function x402(channels, options) {
   const attempts = new WeakMap(); // by the object of the chosen offer: the SDK passes the same one for a second try
@@ -509,7 +626,11 @@ export function x402(channels, options) {
       const payment = await attempt.payment(attempt.name !== null);
       attempt.signature = payment.signature;
       const payload = { type: "payment", channel: attempt.channel.facts.outpoint, ...payment };
-      return { x402Version, payload, ...(isFromCredit && { extensions: { [IDENTIFIER]: { info: { id: attempt.name } } } }) };
+      return {
+        x402Version,
+        payload,
+        ...(isFromCredit && { extensions: { [IDENTIFIER]: { info: { id: attempt.name } } } }),
+      };
     } catch (error) {
       finish(attempt);
       throw error;
@@ -530,7 +651,7 @@ export function x402(channels, options) {
       else {
         const extra = settleResponse?.extra ?? paymentRequired?.accepts?.find(isOurs)?.extra;
         const state = orNull(() => x402State(objectOf(extra)));
-        recovered = state !== null && await attempt.corrected(state);
+        recovered = state !== null && (await attempt.corrected(state));
       }
     } finally {
       if (!recovered) {
@@ -542,8 +663,11 @@ export function x402(channels, options) {
   }
 
   const client = { scheme: SCHEME, createPaymentPayload, schemeHooks: { onPaymentResponse } };
-  const allowedAssets = Object.values(CHAINS).map((chain) => (
-    { network: chain, asset: assetOf(chain), maxAmountPerPayment: String(options.maxSat) }));
+  const allowedAssets = Object.values(CHAINS).map((chain) => ({
+    network: chain,
+    asset: assetOf(chain),
+    maxAmountPerPayment: String(options.maxSat),
+  }));
   const watch = (fetch) => async (input, init) => {
     try {
       return await fetch(input, init);
@@ -553,7 +677,10 @@ export function x402(channels, options) {
       throw error;
     }
   };
-  return { config: { schemes: [{ network: "bip122:*", client }], policies: [ownBinding], spendControls: { allowedAssets } }, watch };
+  return {
+    config: { schemes: [{ network: "bip122:*", client }], policies: [ownBinding], spendControls: { allowedAssets } },
+    watch,
+  };
 }
 
 function orNull(read) {
@@ -574,23 +701,26 @@ function orNull(read) {
  *   further tries as the same request, and reads its receipt
  */
 export function mpp(channels, options) {
-  const around = (fetch) => async (input, init = {}) => {
-    const request = { attempt: null, isNamed: false };
-    const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : undefined));
-    if (headers.has("Idempotency-Key")) request.isNamed = true;
-    else if (channels.some((channel) => channel.creditSat > 0)) {
-      headers.set("Idempotency-Key", `"${crypto.randomUUID()}"`);
-      request.isNamed = true;
-    }
-    try {
-      const response = await fetch(input, { ...init, headers, context: { ...init.context, paychan: request } });
-      const receipt = response.headers.get("Payment-Receipt");
-      if (request.attempt !== null && receipt !== null) await request.attempt.paid(orNull(() => mppReceipt(receipt).state));
-      return response;
-    } finally {
-      request.attempt?.end();
-    }
-  };
+  const around =
+    (fetch) =>
+    async (input, init = {}) => {
+      const request = { attempt: null, isNamed: false };
+      const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : undefined));
+      if (headers.has("Idempotency-Key")) request.isNamed = true;
+      else if (channels.some((channel) => channel.creditSat > 0)) {
+        headers.set("Idempotency-Key", `"${crypto.randomUUID()}"`);
+        request.isNamed = true;
+      }
+      try {
+        const response = await fetch(input, { ...init, headers, context: { ...init.context, paychan: request } });
+        const receipt = response.headers.get("Payment-Receipt");
+        if (request.attempt !== null && receipt !== null)
+          await request.attempt.paid(orNull(() => mppReceipt(receipt).state));
+        return response;
+      } finally {
+        request.attempt?.end();
+      }
+    };
 
   async function createCredential({ challenge, context }) {
     const request = context?.paychan;
@@ -600,13 +730,24 @@ export function mpp(channels, options) {
     else if (offer.state !== null) await request.attempt.corrected(offer.state);
     const attempt = request.attempt;
     const { cumulativeSat, ...payment } = await attempt.payment(request.isNamed);
-    const payload = { action: "voucher", channelId: attempt.channel.facts.outpoint, cumulativeAmount: cumulativeSat, ...payment };
+    const payload = {
+      action: "voucher",
+      channelId: attempt.channel.facts.outpoint,
+      cumulativeAmount: cumulativeSat,
+      ...payment,
+    };
     const wire = { challenge: { ...challenge, request: toBase64url(canonical(challenge.request)) }, payload };
     return `Payment ${toBase64url(JSON.stringify(wire))}`;
   }
 
   const canHandleChallenge = ({ challenge }) => orNull(() => mppOffer(challenge)) !== null;
-  const method = { name: "bitcoin", intent: "session", canHandleChallenge, context: { parse: (value) => value }, createCredential };
+  const method = {
+    name: "bitcoin",
+    intent: "session",
+    canHandleChallenge,
+    context: { parse: (value) => value },
+    createCredential,
+  };
   return { method, around };
 }
 
@@ -614,7 +755,10 @@ export function mpp(channels, options) {
 function canonical(value) {
   if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
   if (value === null || typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.keys(value).sort().map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join(",")}}`;
+  return `{${Object.keys(value)
+    .sort()
+    .map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`)
+    .join(",")}}`;
 }
 
 function toBase64url(text) {

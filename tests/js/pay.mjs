@@ -1,4 +1,5 @@
-// Scenarios of a payer in Node with the unmodified SDKs: each line of the input is JSON, and is answered by a line of JSON.
+// Scenarios of a payer in Node with the unmodified SDKs: each line of the input is JSON, and is answered by a line of
+// JSON.
 
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
@@ -48,11 +49,14 @@ async function seller(answer) {
     answer(payment, response);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const close = () => { server.close(); server.closeAllConnections(); };
+  const close = () => {
+    server.close();
+    server.closeAllConnections();
+  };
   return { url: `http://127.0.0.1:${server.address().port}/v1/tile`, seen, close };
 }
 
-/** A 402 as the gateway answers it, changed by `change(offer)`: an entry of `accepts`, or the request of the challenge. */
+/** A 402 of the gateway, changed by `change(offer)`: an entry of `accepts`, or the request of the challenge. */
 async function offered(change = (offer) => [offer]) {
   const headers = (await fetch(given.url)).headers;
   if (way === "x402") {
@@ -70,11 +74,28 @@ function withState(offer, payment, signature = payment.signature) {
   const proof = { changeSat: payment.changeSat, sighash: payment.sighash, signature };
   const sum = String(fundingSat - Number(payment.changeSat));
   if (way === "mpp") {
-    const shown = { channelId: outpoint, deposit: String(fundingSat), acceptedCumulative: sum, spent: sum, credit: "0", expiry };
-    return { ...offer, methodDetails: { ...offer.methodDetails, sessionSnapshot: { ...shown, highestVoucher: proof } } };
+    const shown = {
+      channelId: outpoint,
+      deposit: String(fundingSat),
+      acceptedCumulative: sum,
+      spent: sum,
+      credit: "0",
+      expiry,
+    };
+    return {
+      ...offer,
+      methodDetails: { ...offer.methodDetails, sessionSnapshot: { ...shown, highestVoucher: proof } },
+    };
   }
-  const channelState = { channel: outpoint, capacitySat: String(fundingSat), changeSat: payment.changeSat,
-    acceptedCumulativeSat: sum, spentSat: sum, creditSat: "0", expiry };
+  const channelState = {
+    channel: outpoint,
+    capacitySat: String(fundingSat),
+    changeSat: payment.changeSat,
+    acceptedCumulativeSat: sum,
+    spentSat: sum,
+    creditSat: "0",
+    expiry,
+  };
   return { ...offer, extra: { ...offer.extra, channelState, voucherState: proof } };
 }
 
@@ -93,7 +114,8 @@ async function outcome(promise) {
 const scenarios = {
   /** Get each of `paths`, one after the other. */
   async sequence() {
-    const pay = paying(given.options), answers = [];
+    const pay = paying(given.options),
+      answers = [];
     for (const path of given.paths) answers.push(await outcome(pay(new URL(path, given.url), given.init)));
     return { answers };
   },
@@ -116,7 +138,8 @@ const scenarios = {
       const change = payment === null ? undefined : (offer) => [lies[given.lie](offer, payment)];
       response.writeHead(402, await offered(change)).end();
     });
-    const pay = paying(), answers = [];
+    const pay = paying(),
+      answers = [];
     for (let number = 0; number < given.times; number++) answers.push(await outcome(pay(url)));
     close();
     return { answers, seen };
@@ -126,11 +149,17 @@ const scenarios = {
   async foreign() {
     const { url, seen, close } = await seller(async (payment, response) => {
       if (payment !== null) return response.end("paid");
-      response.writeHead(402, await offered((offer) => [
-        way === "x402" ? { ...offer, extra: { assetTransferMethod: "gobtc-rails-preauthorized-psbt" } }
-          : { ...offer, methodDetails: { ...offer.methodDetails, binding: "another" } },
-        ...(given.own ? [offer] : []),
-      ])).end();
+      response
+        .writeHead(
+          402,
+          await offered((offer) => [
+            way === "x402"
+              ? { ...offer, extra: { assetTransferMethod: "gobtc-rails-preauthorized-psbt" } }
+              : { ...offer, methodDetails: { ...offer.methodDetails, binding: "another" } },
+            ...(given.own ? [offer] : []),
+          ]),
+        )
+        .end();
     });
     const answer = await outcome(paying()(url));
     close();

@@ -1,4 +1,4 @@
-// Reads the vectors as a payer does: each line of the input is a header, each line of the output what the payer makes of it.
+// Reads the vectors as a payer does: each line of the input is a header, each line of the output is its meaning.
 
 import { createInterface } from "node:readline";
 import { decodePaymentRequiredHeader, decodePaymentResponseHeader } from "@x402/core/http";
@@ -10,8 +10,10 @@ const hex = (text) => Uint8Array.from(Buffer.from(text, "hex"));
 const readers = {
   "PAYMENT-REQUIRED": ({ value }) => x402Offers(decodePaymentRequiredHeader(value)),
   "PAYMENT-RESPONSE": ({ value }) => x402Settled(decodePaymentResponseHeader(value)),
-  "WWW-Authenticate": ({ value }) => Challenge.fromHeadersList(new Headers({ "WWW-Authenticate": value }))
-    .filter(({ method, intent }) => method === "bitcoin" && intent === "session").map(mppOffer),
+  "WWW-Authenticate": ({ value }) =>
+    Challenge.fromHeadersList(new Headers({ "WWW-Authenticate": value }))
+      .filter(({ method, intent }) => method === "bitcoin" && intent === "session")
+      .map(mppOffer),
   "Payment-Receipt": ({ value }) => mppReceipt(value),
   /** The payment that the channel signs for this change value, and whether it has signed the one that is shown. */
   payment: ({ channel, payment }) => {
@@ -21,8 +23,10 @@ const readers = {
   },
   digest: ({ server, client, expiry, outpoint, change_script, change_sat }) => {
     const script = redeemScript(hex(server), hex(client), expiry);
-    return { script: Buffer.from(script).toString("hex"),
-      digest: Buffer.from(paymentDigest(script, outpoint, hex(change_script), change_sat)).toString("hex") };
+    return {
+      script: Buffer.from(script).toString("hex"),
+      digest: Buffer.from(paymentDigest(script, outpoint, hex(change_script), change_sat)).toString("hex"),
+    };
   },
 };
 
