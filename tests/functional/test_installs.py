@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -124,6 +125,14 @@ def live_through(payer: Path, url: str, wallet: Path) -> str:
     output += run(paychan, "channel", "pay", name, 7, "--wallet", wallet)
     output += run(paychan, "channel", "pay", name, 1, "--times", 50, "--wallet", wallet)
     return output + run(paychan, "channel", "close", name, "--wallet", wallet)
+
+
+def test_the_wheel_has_the_module_for_javascript(wheel: Path) -> None:
+    """The ES module comes with the Python package, in the folder that its page names."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+
+    assert {"paychan/js/paychan.js", "paychan/js/package.json"} <= set(names)
 
 
 def test_fault_42_a_plain_install_pays(payer: Path, deployed: Path, tmp_path: Path):
