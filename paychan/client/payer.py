@@ -124,6 +124,32 @@ class Payer(PayerBase):
         record = drive(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return self._made(self.wallet.create(record), record)
 
+    def restore_channel(
+        self, expires: int, index: int = 0, *, change_address: str = "", movable: bool = False
+    ) -> Channel:
+        """Make the record of a channel again whose file is lost, from the wallet's seed and the server's terms.
+
+        `Channel.fund_debug`, or `wait_funded`, and `Channel.open` with the first payment of that time then take over the
+        newest payment that the server proves.
+
+        Args:
+            expires: Unix time of the channel's expiry.
+            index: number of the channel's key below the seed: 0 for the wallet's first channel.
+            change_address: as in `new_channel`, and as it was.
+            movable: as in `new_channel`, and as it was.
+
+        Raises:
+            NoSeed: the wallet has no seed: restore it first.
+            FileExistsError: the wallet has this channel.
+            TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: nothing was made; a server refuses terms for an
+                expiry that is too near.
+        """
+        from paychan.client.transport.http import drive
+
+        terms = self._new(1, expires, change_address, 0, movable=movable, index=index)
+        record = drive(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
+        return self._made(self.wallet.create(record), record)
+
     def channel(self, name: str) -> Channel:
         """Load a channel of the wallet, by the beginning of its name, and lock its file."""
         return self._made(*self.wallet.open(name))
@@ -271,6 +297,15 @@ class AsyncPayer(PayerBase):
         from paychan.client.transport.http import drive_async
 
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
+        record = await drive_async(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
+        return self._made(self.wallet.create(record), record)
+
+    async def restore_channel(
+        self, expires: int, index: int = 0, *, change_address: str = "", movable: bool = False
+    ) -> AsyncChannel:
+        from paychan.client.transport.http import drive_async
+
+        terms = self._new(1, expires, change_address, 0, movable=movable, index=index)
         record = await drive_async(terms, self._http, _nothing_to_keep, self._settings.time_limit_seconds)
         return self._made(self.wallet.create(record), record)
 

@@ -70,12 +70,13 @@ class PayerBase:
         movable: bool,
         url: str = "",
         room_sat: int = 0,
+        index: int | None = None,
     ) -> Flow[ChannelRecord]:
         hours = hours_of_paying(hours)
         expires = None if expires is None else check_expiry(whole(expires, "expires"))
         amount_sat = satoshi(amount_sat, "amount_sat")
         url = check_url(url or self.url)
-        key, key_index = self.wallet.seed.new_key()
+        key, key_index = self.wallet.seed.new_key() if index is None else self.wallet.seed.key_again(index)
         wanted = ChannelRequest(
             url=url,
             version=self._version,

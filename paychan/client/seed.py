@@ -17,7 +17,7 @@ import msgspec
 from coincurve import PrivateKey
 from msgspec import Struct
 
-from paychan.client.errors import DamagedFile, LaterFile, NoSeed, OtherSeed
+from paychan.client.errors import DamagedFile, LaterFile, NoSeed, OtherSeed, WrongValue
 from paychan.client.files import lock, read_private, write_private
 from paychan.protocol.keytree import HARDENED, payer_descriptor, payer_key
 from paychan.protocol.types import Network
@@ -112,6 +112,16 @@ class SeedFile:
                 seed = Seed(entropy=secrets.token_bytes(NEW_ENTROPY_BYTES).hex())
             self._write(msgspec.structs.replace(seed, next_index=seed.next_index + 1))
         return seed.key(seed.next_index), seed.next_index
+
+    def key_again(self, index: int) -> tuple[PrivateKey, int]:
+        """Derive the key of an earlier channel again; no later channel gets it. Raises as `read`, and `WrongValue`."""
+        if not 0 <= index < HARDENED:
+            raise WrongValue(what="index of a key", got=index, want=f"0 to {HARDENED - 1}")
+        with self._alone():
+            seed = self.read()
+            if seed.next_index <= index:
+                self._write(msgspec.structs.replace(seed, next_index=index + 1))
+        return seed.key(index), index
 
     def put(self, seed: Seed) -> None:
         """Store the seed of a backup; of the same seed with another index, the higher index stays.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from paychan.cli.main import app
 from paychan.client import (
     AsyncPayer,
     Channel,
@@ -22,8 +26,10 @@ from paychan.client import (
     PaymentRefused,
     ServerMisbehaved,
     State,
+    WrongValue,
 )
 from paychan.client.record import ChannelRecord
+from paychan.client.seed import seed_of_words
 from paychan.client.transport.answers import check_result
 from paychan.protocol.types import Sat
 from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
@@ -162,6 +168,62 @@ def test_fault_50_a_copy_from_before_the_opening_opens(system: System, tmp_path:
 
         assert (receipt.taken_over_sat, receipt.repeated) == (ELSEWHERE_SAT, True)
         assert older.pay(1).total_paid_sat == newer.paid_sat + 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_channel_without_a_file_comes_back_from_the_seed(
+    system: System, tmp_path: Path, version: Literal[1, 2]
+) -> None:
+    """Words, server, index and expiry suffice: the payments are taken over, and both wallets pay on the same channel."""
+    with (
+        Payer(system.url, wallet=tmp_path / "new", version=version) as payer,
+        Payer(system.url, wallet=tmp_path / "old", version=version) as copy,
+    ):
+        payer.new_channel(hours=100).release()
+        newer = payer.new_channel(hours=100)
+        newer.fund_debug()
+        newer.open()
+        newer.pay(ELSEWHERE_SAT)
+        copy.wallet.seed.put(seed_of_words(payer.wallet.seed.read().words, next_index=0))
+
+        older = copy.restore_channel(newer.record.expiry, index=1)
+        older.fund_debug()
+        receipt = older.open()
+
+        assert receipt.taken_over_sat == ELSEWHERE_SAT
+        assert older.pay(1).total_paid_sat == newer.paid_sat + 1
+        assert copy.wallet.seed.read().next_index == 2
+
+
+def test_a_channel_comes_back_by_command(system: System, tmp_path: Path) -> None:
+    """`paychan wallet restore --words-file --server --expires` and `paychan channel open` pay on."""
+    old = str(tmp_path / "old")
+    with Payer(system.url, wallet=tmp_path / "new") as payer:
+        newer = payer.new_channel(hours=100)
+        newer.fund_debug()
+        newer.open()
+        newer.pay(ELSEWHERE_SAT)
+        (tmp_path / "words").write_text(" ".join(payer.wallet.seed.read().words))
+    given = ["--words-file", str(tmp_path / "words"), "--server", system.url, "--expires", str(newer.record.expiry)]
+
+    made = CliRunner().invoke(app, ["wallet", "restore", *given, "--debug", "--wallet", old])
+    opened = CliRunner().invoke(app, ["channel", "open", newer.name, "--wallet", old, "--json"])
+
+    assert made.exit_code == 0, made.output
+    assert f"channel open {newer.name}" in made.stdout
+    assert json.loads(opened.stdout)["taken_over_sat"] == ELSEWHERE_SAT
+    assert CliRunner().invoke(app, ["wallet", "restore", "--server", system.url]).exit_code == 2
+
+
+def test_a_channel_of_the_wallet_is_not_restored_over(system: System, tmp_path: Path) -> None:
+    """The file stays as it is."""
+    with Payer(system.url, wallet=tmp_path) as payer:
+        channel = payer.new_channel(hours=100)
+        channel.release()
+        with pytest.raises(FileExistsError):
+            payer.restore_channel(channel.record.expiry)
+        with pytest.raises(WrongValue):
+            payer.restore_channel(channel.record.expiry, index=-1)
 
 
 def test_fault_50_what_does_not_fit_the_newest_payment_is_declined(

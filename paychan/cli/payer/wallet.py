@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from paychan.cli.payer.terminal import Facts, problem, problem_facts
+from paychan.cli.payer.terminal import Facts, facts, problem, problem_facts
 from paychan.cli.terminal import command, fail, out, say, show_facts, show_json, terminal_width, warn, whole
 from paychan.client.backup import (
     SUFFIX,
@@ -60,10 +60,38 @@ def restore_file(directory: Path | None, source: Path, as_json: bool) -> None:
     _show_restored(chosen, wallet, restore(wallet, chosen.backup), as_json)
 
 
-def restore_words(directory: Path | None, words_file: Path | None, as_json: bool) -> None:
-    """Restore the seed from its words."""
+def restore_channel(
+    directory: Path | None, server: str, expires: int, index: int, network: str | None, as_json: bool, *, debug: bool
+) -> None:
+    """Make a channel's file again, from the seed and the server's terms."""
+    from paychan.client import Payer
+
+    chosen = None if network is None else Network(network)
+    with Payer(server, wallet=directory, network=chosen) as payer:
+        try:
+            channel = payer.restore_channel(expires, index)
+        except FileExistsError as error:
+            fail(f"the wallet has this channel: {error}")
+        with channel:
+            if debug:
+                channel.fund_debug()
+            if as_json:
+                show_json(facts(channel.record))
+            else:
+                show_facts(
+                    f"Channel {channel.name}",
+                    ("Address", channel.address),
+                    ("Payments", "the next command takes over the newest one from the server"),
+                    ("Next", command("channel", "open", channel.name)),
+                )
+
+
+def restore_words(directory: Path | None, words_file: Path | None, as_json: bool, *, is_all: bool = True) -> None:
+    """Restore the seed from its words; unless this is all, show nothing."""
     words, wallet = ask_words(words_file), Wallet(directory)
     restore_seed(wallet, seed_of_words(words))
+    if not is_all:
+        return
     if as_json:
         show_json({"directory": str(wallet.directory), "written": [], "kept": [], "forgotten": [], "replaced": []})
         return

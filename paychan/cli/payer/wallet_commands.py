@@ -106,6 +106,7 @@ def backup(
         "paychan wallet restore /media/usb/paychan-20261130T120000Z.wallet",
         "paychan wallet restore /media/usb   (the newest backup there)",
         "paychan wallet restore --words   (keys only)",
+        "paychan wallet restore --words --server http://localhost:8000 --expires 1800000000   (and an open channel)",
     )
 )
 def restore(
@@ -114,6 +115,15 @@ def restore(
     ] = None,
     words: TypedWords = False,
     words_file: WordsSource = None,
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="Restore a channel of this server, from the wallet's seed.")
+    ] = "",
+    expires: Annotated[int | None, typer.Option(metavar="UNIX", help="Its expiry, as Unix time.")] = None,
+    index: Annotated[int, typer.Option(min=0, help="Index of its key: 0 for the wallet's first channel.")] = 0,
+    network: Annotated[
+        Literal["live", "test", "regtest"] | None, typer.Option(help="Accept only this Bitcoin network.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Use the funding that a debug server derives.")] = False,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -121,15 +131,21 @@ def restore(
 
     What the wallet knows better than the backup stays. A restored channel takes over later payments from the server,
     with its next command. The words alone bring back keys, and so the change of settled channels: `paychan wallet words
-    --descriptor`. They bring back no open channel and no refund, which need expiry and server key: a backup has them.
+    --descriptor`. An open channel also needs its server and its expiry: --server URL --expires UNIX.
     """
     from paychan.cli.payer.terminal import exit_on_error
-    from paychan.cli.payer.wallet import restore_file, restore_words
+    from paychan.cli.payer.wallet import restore_channel, restore_file, restore_words
 
     with exit_on_error(as_json):
-        if (source is not None) == (words or words_file is not None):
+        if server:
+            if expires is None or source is not None:
+                fail("--server needs --expires, and no backup", 2)
+            if words or words_file is not None:
+                restore_words(wallet, words_file, as_json, is_all=False)
+            restore_channel(wallet, server, expires, index, network, as_json, debug=debug)
+        elif (source is not None) == (words or words_file is not None):
             fail("give either a backup, or --words, or --words-file")
-        if source is None:
+        elif source is None:
             restore_words(wallet, words_file, as_json)
         else:
             restore_file(wallet, source, as_json)
