@@ -41,9 +41,9 @@ class Running:
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"COLUMNS": "200"})
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while "Next" not in self.text and self.process.poll() is None and time.monotonic() < deadline:
+        while "Mine" not in self.text and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "Next" in self.text, self.text
+        assert "Mine" in self.text, self.text
 
     @property
     def text(self) -> str:
