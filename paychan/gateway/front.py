@@ -43,6 +43,8 @@ _NEED_THE_PARSER = frozenset(
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _KEEP_ALIVE = b"keep-alive"
+_LINES_OF_FULL_SIZE = 4
+"""An incomplete head may be as large as four lines of the largest size. aiohttp alone would hold a megabyte."""
 _AS_BAD_AS_A_SIGNATURE = (InvalidChallenge, MalformedPayment, PaymentTooLarge, PaymentUnsupported, TwoPayments)
 """Refusals that no honest client causes often."""
 _SWEEP_SECONDS = 1.0
@@ -72,6 +74,7 @@ class Front(web.Server):
             lingering_time=2.0,
         )
         self.quick, self.slots, self.penalty = quick, slots, penalty
+        self.max_head_bytes = max_header_bytes * _LINES_OF_FULL_SIZE
         self._idle_seconds, self._head_seconds = idle_seconds, head_seconds
         self._acceptor: Acceptor | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
@@ -156,6 +159,7 @@ class FrontConnection(web.RequestHandler):
         "_heard",
         "_is_partial",
         "_parser_is_empty",
+        "_partial_bytes",
         "network",
         "paid",
         "penalty",
@@ -170,6 +174,7 @@ class FrontConnection(web.RequestHandler):
         """Since when a head is awaited that must arrive soon: the first of the connection, or one that has begun."""
         self._is_partial = False
         """Whether the parser has read a part of a head."""
+        self._partial_bytes = 0
         self._parser_is_empty = True
         """Whether what the parser has read ends with a request. Bytes in it belong before the next ones."""
         self._blocked: float | None = None
@@ -252,6 +257,9 @@ class FrontConnection(web.RequestHandler):
         self._parser_is_empty = data.endswith(b"\r\n\r\n")
         if is_waiting:
             self._is_partial = not self._messages
+            self._partial_bytes = self._partial_bytes + len(data) if self._is_partial else 0
+            if self._partial_bytes > self._front.max_head_bytes:
+                self.evict()
             self._begun = (self._begun or self._heard) if self._is_partial else None
 
     def _answered(self, data: bytes) -> bool:

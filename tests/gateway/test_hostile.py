@@ -326,6 +326,19 @@ def test_a_slow_head_ends_its_connection(shop: Shop, customer: Customer, piece: 
     assert customer.get("/v1/x").status_code == 200
 
 
+def test_an_incomplete_head_fills_no_memory(shop: Shop) -> None:
+    """Fields without an end, each within the limit of a line, end the connection at four times that limit."""
+    with connect(shop.url) as client:
+        client.sendall(b"GET /v1/x HTTP/1.1\r\n")
+        sent = 0
+        with contextlib.suppress(OSError):
+            for _ in range(60):
+                client.sendall(b"X: " + b"y" * 7000 + b"\r\n")
+                sent += 7000
+                time.sleep(0.01)
+    assert sent < 100_000
+
+
 def test_a_slow_body_is_given_up(shop: Shop, raw: RawUpstream, customer: Customer) -> None:
     """A priced body that stops gets an answer in `idle_seconds`; nothing is charged before it is there."""
     payment = customer.headers("/v1/x", 25)["PAYMENT-SIGNATURE"].encode()
