@@ -66,7 +66,7 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     WrongUrl: "",
     TermsUnacceptable: "`paychan channel new --help` shows the options that change the accepted terms.",
     OverLimit: "--limit raises it.",
-    OverBudget: "--max SAT is the highest price, --max-day SAT the highest sum of a day.",
+    OverBudget: "--max SAT is the highest price, --max-day SAT the highest sum of a day; `paychan wallet budget` shows the wallet's own.",
     NoChannel: "--open opens one.",
     AmbiguousName: "Give more of its characters.",
     ChannelForgotten: "`paychan channel key {name}` shows its key all the same.",

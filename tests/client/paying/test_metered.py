@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,10 +12,14 @@ import aiohttp
 import httpx
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 
-from paychan.client import Budget, Need, Payer, Purse, errors, paid_async_client, paid_client
+from paychan.client import Budget, Payer, Purse, errors, paid_async_client, paid_client
 from paychan.client.paying.aiohttp import PaidMiddleware
 from paychan.client.paying.errors import BodyUnpaid
+from paychan.client.paying.exchange import Need as ChannelNeed
+from paychan.client.paying.metering import EventFilter, Need
 from paychan.client.paying.requests import PaidAdapter
 from tests.gateway.shop import Shop, open_shop
 
@@ -70,7 +75,7 @@ def purse(tmp_path: Path) -> Purse:
     """An empty wallet that opens a channel if it has none."""
     wallet = tmp_path / "wallet"
 
-    def open_channel(need: Need) -> None:
+    def open_channel(need: ChannelNeed) -> None:
         with Payer(need.pay_url, wallet=wallet) as payer:
             payer.channel_for(room_sat=need.room_sat)
 
@@ -194,3 +199,46 @@ async def test_streams_share_a_channel(shop: Shop, purse: Purse) -> None:
 
     assert [answer.content for answer in answers] == [events(7)] * 6
     assert 25 + 6 * 7 * EVENT_SAT <= paid_sat(purse) <= purse.log.account().total_sat
+
+
+class Begging(httpx.HTTPTransport):
+    """Replaces a paid body by requests for payments."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if request.method == "HEAD" or response.status_code != 200:
+            return response
+        response.close()
+        begging = b"event: payment-need-voucher\ndata: {}\n\n" * 50
+        return httpx.Response(200, headers=response.headers, stream=httpx.ByteStream(begging))
+
+
+def test_a_server_that_only_asks_gets_three_steps(shop: Shop, purse: Purse) -> None:
+    """Payments without a unit between them end the answer."""
+    with paid_client(purse, transport=Begging()) as client, pytest.raises(BodyUnpaid) as caught:
+        client.get(shop.url + "/events/sse/3")
+
+    assert (caught.value.fields["cause"], caught.value.fields["delivered"]) == ("nothing_delivered", 0)
+    assert paid_sat(purse) == 4 * EVENT_SAT
+
+
+# --- the events of a stream -------------------------------------------------------------------------------------------
+
+NEED = b"event: payment-need-voucher\ndata: {}\n\n"
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a\n\n", b"id: 1\r\ndata: b\r\n\r\n", b": comment\r\r", NEED]), max_size=8),
+    st.binary(max_size=3).filter(lambda rest: b"\n" not in rest and b"\r" not in rest),
+    st.lists(st.integers(0, 300), max_size=6),
+)
+def test_events_pass_whole_however_they_are_cut(found: list[bytes], rest: bytes, cuts: list[int]) -> None:
+    """The seller's bytes are unchanged and in order, and each request for a payment is found once."""
+    raw, events, got = b"".join(found) + rest, EventFilter(), list[object]()
+    edges = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
+    for start, end in pairwise(edges):
+        got += events.feed(raw[start:end])
+
+    assert b"".join(each for each in got if isinstance(each, bytes)) + events.rest() == raw.replace(NEED, b"")
+    assert sum(isinstance(each, Need) for each in got) == found.count(NEED)
+    assert events.events == len(found) - found.count(NEED)
