@@ -33,6 +33,7 @@ from paychan.signer_client.base import SignerAbsent
 from signer.keys.ring import DEBUG_KEY, KeyRing, StaticKey, hardened_keys
 from tests.actors.test_rounds import Blocks
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, private_key
+from tests.lib.looped import looped
 from tests.lib.world import DebugPayer, Local, LocalSigner, accepted, local, refused
 
 PAYER = DebugPayer("terms")
@@ -224,7 +225,7 @@ async def test_fault_23_more_depth_counts_after_the_holding_time_and_freezes_no_
         assert refused(await server.opener.open(DebugPayer("later").request())) == FundingUnconfirmed(got=1, need=6)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("now", "expected"),
     [(100, []), (2_000, ["second", "first"]), (2_000 + HOLD - 1, ["second"]), (2_000 + HOLD, [])],
 )

@@ -18,6 +18,7 @@ import pytest
 
 from paychan.callback.signing import signature_headers
 from paychan.protocol.types import UnixTime
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V2, Payer, refusal
 from tests.lib.readme import ROOT
 from tests.lib.system import System
@@ -101,7 +102,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Recei
         receiver.kill()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@looped("name", COMMANDS)
 def test_an_example_is_short(name: str) -> None:
     """It has at most fifteen lines that are not blank."""
     assert len([line for line in example(name).splitlines() if line.strip()]) <= MOST_LINES

@@ -9,6 +9,7 @@ from paychan.callback.messages import Kind, events, events_again
 from paychan.protocol.channel import CloseReason, Closing, State
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import Payer
+from tests.lib.looped import looped
 
 pytestmark = pytest.mark.quick
 
@@ -20,8 +21,8 @@ AT = {State.OPEN: Kind.OPENED, State.CLOSING: Kind.CLOSING, State.PUBLISHED: Kin
 AT |= {State.LOST: Kind.LOST, State.UNFUNDED: Kind.LOST}
 
 
-@pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("after", State)
+@looped("before", State)
+@looped("after", State)
 def test_each_part_of_a_life_is_told_once(before: State, after: State) -> None:
     """A change within a part tells nothing: the fee of a settlement may be raised many times."""
     closing = Closing(CloseReason.EXPIRY, NOW)
@@ -30,7 +31,7 @@ def test_each_part_of_a_life_is_told_once(before: State, after: State) -> None:
     assert told == ([] if AT[before] is AT[after] else [AT[after].value])
 
 
-@pytest.mark.parametrize("state", State)
+@looped("state", State)
 def test_every_history_is_told_in_order(state: State) -> None:
     """Each history begins with `opened`, and no two messages have one key."""
     before, told = None, []
@@ -49,7 +50,7 @@ def test_a_drained_opening_is_opened_and_closing() -> None:
     assert [event.type for event in events(None, drained, NOW)] == ["opened", "closing"]
 
 
-@pytest.mark.parametrize("state", State)
+@looped("state", State)
 def test_nothing_is_told_about_a_channel_that_has_paid_nothing(state: State) -> None:
     """Opening channels without a payment makes no message, so strangers can't fill the store."""
     unpaid = replace(OPEN, payment=replace(OPEN.payment, change_sat=OPEN.funding_sat), state=state)
@@ -70,7 +71,7 @@ def test_a_withdrawal_says_where_the_channel_goes_on() -> None:
     assert event.received_sat == Sat(moved.received_sat - closing.client_fee_sat)
 
 
-@pytest.mark.parametrize("state", State)
+@looped("state", State)
 def test_a_restore_tells_again_what_can_still_change(state: State) -> None:
     """Channels that ended and whose expiry has passed are left out: a store holds many of these."""
     restored = replace(Payer(state.value).history(state)[-1], restored=True)

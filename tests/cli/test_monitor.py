@@ -15,6 +15,7 @@ import pytest
 
 from actors.alarm import Kind
 from paychan.shared.wording import clock
+from tests.lib.looped import looped
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -125,7 +126,7 @@ def test_fault_54_events_have_their_amounts(system: System) -> None:
     assert re.fullmatch("[0-9a-f]{64}", settled["txid"])
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+@looped("kind", Kind, ids=lambda kind: kind.value)
 def test_the_page_has_each_kind_of_alarm_in_the_row_of_its_state(kind: Kind) -> None:
     """The table of config/README.md agrees with `critical` of the JSON; a chain that is away stops all payments."""
     page = (Path(__file__).parents[2] / "config" / "README.md").read_text()

@@ -31,6 +31,7 @@ from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Network, OutPoint, Sat
 from paychan.store.backup.archive import Manifest
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, accepted, step
+from tests.lib.looped import looped
 from tests.lib.world import DebugPayer, LocalSigner
 
 PAYERS = [DebugPayer(f"offline {number}") for number in range(3)]
@@ -73,8 +74,8 @@ def inputs(result: Result) -> list[bytes]:
     return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(result.settlement.transaction).vin]
 
 
-@pytest.mark.parametrize("counts", [True, False])
-@pytest.mark.parametrize("state", [State.OPEN, State.CLOSING])
+@looped("counts", [True, False])
+@looped("state", [State.OPEN, State.CLOSING])
 def test_fault_7_a_payment_that_was_offered_is_settled_offline_by_the_rule(state: State, counts: bool) -> None:
     """There is no application to ask: the operator's rule decides about a payment without an answer."""
     asking = msgspec.structs.replace(RULES, asks_application=True, unanswered_counts=counts)

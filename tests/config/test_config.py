@@ -37,7 +37,7 @@ def keys_of(table: dict, prefix: str = "") -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@looped("network", NETWORKS)
 def test_fault_44_shipped_files_load_and_name_what_differs_from_the_defaults(network: str) -> None:
     """Each shipped file is valid, is for the network of its folder, and repeats no default."""
     server, signer = CONFIG / network / "server.toml", CONFIG / network / "signer.toml"
@@ -52,14 +52,14 @@ def test_fault_44_shipped_files_load_and_name_what_differs_from_the_defaults(net
         assert "settings FILE` shows all keys" in file.read_text()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@looped("network", NETWORKS)
 def test_shipped_files_hold_no_secret(network: str) -> None:
     """No shipped file holds anything that could be a key: 64 hex digits, WIF or an extended key."""
     for file in (CONFIG / network).iterdir():
         assert not re.search(r"[0-9a-fA-F]{64}|\b[5KLc9][1-9A-HJ-NP-Za-km-z]{50,51}\b|[xt]prv", file.read_text())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@looped("network", NETWORKS)
 def test_state_stays_apart_by_network(network: str) -> None:
     """By default, server and signer keep data under /var/lib/paychan/<network>; of trials under ./.paychan/<network>."""
     home = Path("/var/lib/paychan") if network in ("live", "test") else Path(".paychan").resolve()
@@ -153,13 +153,13 @@ def test_the_opening_price_of_v1_includes_the_fee_of_the_originals_settlement(tm
     assert load_server_config(written(tmp_path, SERVER)).v1_price_sat == 83_240
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@looped("name", SECTIONS)
 def test_readme_tables_are_those_of_the_code(name: str) -> None:
     """One page has each generated table, and it is up to date (`python -m tests.lib.readme` writes them)."""
     assert in_pages(name) == [SECTIONS[name]()]
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+@looped("file", SHIPPED, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_comments_of_shipped_files_are_the_declared_descriptions(file: Path) -> None:
     """Each key has its description and unit as comment (`python -m tests.lib.readme` writes them)."""
     assert file.read_text() == with_comments(file.read_text(), SHIPPED[file])

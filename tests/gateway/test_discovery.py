@@ -6,7 +6,6 @@ import json
 import re
 
 import msgspec
-import pytest
 
 from paychan.gateway.discovery import _MOST_KEPT, LLMS, OPENAPI, WELL_KNOWN, Catalogues
 from paychan.gateway.prices import PriceList, one_price, parse_prices
@@ -14,6 +13,7 @@ from paychan.protocol.types import Sat
 from paychan.protocol.wire import x402
 from paychan.protocol.wire.x402_json import read_required
 from tests.gateway.offers import NOW, PRICES, TERMS, asked, make_offering
+from tests.lib.looped import looped
 
 ORIGIN = "https://api.example"
 
@@ -48,9 +48,7 @@ def document(prices: PriceList, path: str, origin: str = ORIGIN) -> dict:
     return json.loads(content)
 
 
-@pytest.mark.parametrize(
-    "prices", [PRICES, ALL_SHAPES, one_price("http://h", Sat(5), "test")], ids=["usual", "all", "one"]
-)
+@looped("prices", [PRICES, ALL_SHAPES, one_price("http://h", Sat(5), "test")], ids=["usual", "all", "one"])
 def test_the_openapi_document_is_valid(prices: PriceList) -> None:
     """OpenAPI 3.1 by its schema and by the rules beyond it, also for patterns that have no form there."""
     from openapi_spec_validator import (  # takes 2 s, and each worker collects this file
@@ -115,7 +113,7 @@ def test_the_manifest_has_the_offers_of_the_answers() -> None:
     assert not [path for _, path in items if path == "/health"]
 
 
-@pytest.mark.parametrize("path", [WELL_KNOWN, OPENAPI, LLMS])
+@looped("path", [WELL_KNOWN, OPENAPI, LLMS])
 def test_no_catalogue_names_an_upstream(path: str) -> None:
     """Addresses of the seller's network stay inside."""
     content = Catalogues(ALL_SHAPES, TERMS, NOW).at(path, ORIGIN) or b""

@@ -20,6 +20,7 @@ from paychan.protocol.wire import mpp, x402
 from paychan.protocol.wire.offers import ChannelState, Voucher
 from paychan.protocol.wire.x402_json import read_required
 from tests.gateway.offers import BROWSER, NOW, PRICES, SECRET, TERMS, Parsed, asked, make_offering, route_of
+from tests.lib.looped import looped
 
 STATE = ChannelState(
     OutPoint(bytes(range(32)), 1),
@@ -67,7 +68,7 @@ def test_the_payers_library_reads_both_offers() -> None:
     assert demands[0].resource.url == request.url
 
 
-@pytest.mark.parametrize("late", [0, SLOT_SECONDS - 1])
+@looped("late", [0, SLOT_SECONDS - 1])
 def test_the_challenge_holds_for_its_lifetime(late: int) -> None:
     """A challenge of the first and of the last second of a slot holds for the lifetime, is signed, and then expires."""
     request, now = asked(), (NOW // SLOT_SECONDS) * SLOT_SECONDS + late
@@ -112,8 +113,8 @@ def test_a_preflight_allows_the_headers_of_a_payment() -> None:
     assert Parsed(preflight_answer(NOW, closes=True)).one("Connection") == "close"
 
 
-@pytest.mark.parametrize("accept", ["", BROWSER])
-@pytest.mark.parametrize("closes", [False, True])
+@looped("accept", ["", BROWSER])
+@looped("closes", [False, True])
 def test_a_head_has_the_length_and_no_body(accept: str, closes: bool) -> None:
     """A HEAD gets the headers of the GET, and no byte behind them."""
     get, head = (answered(asked(method=method, accept=accept), closes=closes) for method in ("GET", "HEAD"))
@@ -123,9 +124,9 @@ def test_a_head_has_the_length_and_no_body(accept: str, closes: bool) -> None:
     assert ("connection" in get.names()) is closes
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "application/json", BROWSER])
-@pytest.mark.parametrize("accept_payment", ["", "bitcoin/session;q=0"])
-@pytest.mark.parametrize("target", ["/v1/tile/5", "/v1/tile/6?a='\"<>", "/video/a"])
+@looped("accept", ["", "*/*", "application/json", BROWSER])
+@looped("accept_payment", ["", "bitcoin/session;q=0"])
+@looped("target", ["/v1/tile/5", "/v1/tile/6?a='\"<>", "/video/a"])
 def test_the_prepared_bytes_are_those_of_the_answer_in_parts(accept: str, accept_payment: str, target: str) -> None:
     """The fast way and the slow way say the same, also for the second request of a route."""
     offering = make_offering()
@@ -205,7 +206,7 @@ def test_a_corrective_answer_shows_the_channel_and_its_newest_payment() -> None:
     assert x402.offers(read_required(dict(without.headers)["PAYMENT-REQUIRED"]))[0].state is None
 
 
-@pytest.mark.parametrize(
+@looped(
     ("problem", "status"),
     [
         (PaymentUnsupported(field="binding", got="x", want="y"), 400),
@@ -246,7 +247,7 @@ def test_an_unlisted_path_gets_a_problem_without_an_offer() -> None:
     assert not {"payment-required", "www-authenticate", "retry-after", "allow"} & set(answer.names())
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         ("", True), ("bitcoin/session", True), ("bitcoin/session;q=0", False), ("bitcoin/session; q=0.000", False),
@@ -265,7 +266,7 @@ def test_accept_payment(value: str, expected: bool) -> None:
     assert ("challengeId" in json.loads(answer.body)) is expected
 
 
-@pytest.mark.parametrize(
+@looped(
     ("accept", "method", "expected"),
     [
         (BROWSER, "GET", True), (BROWSER, "HEAD", True), (BROWSER, "POST", False), ("text/html;q=0.5", "GET", True),
@@ -282,7 +283,7 @@ def test_who_gets_a_page(accept: str, method: str, expected: bool) -> None:
     assert answered(request).one("Content-Type").startswith("text/html") is expected
 
 
-@pytest.mark.parametrize(
+@looped(
     "host",
     [
         "",
@@ -309,9 +310,7 @@ def test_a_host_that_no_url_has_is_refused(host: str) -> None:
         asked(host=host)
 
 
-@pytest.mark.parametrize(
-    "host", ["a", "api.example:8080", "127.0.0.1:1", "[::1]:8080", "[2001:db8::1]", "a_b.example."]
-)
+@looped("host", ["a", "api.example:8080", "127.0.0.1:1", "[::1]:8080", "[2001:db8::1]", "a_b.example."])
 def test_hosts_of_urls(host: str) -> None:
     """Names and addresses with and without a port."""
     assert answered(asked(host=host)).status == 402

@@ -9,12 +9,12 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
-import pytest
 from msgspec.structs import replace
 
 from paychan.gateway.page import URL_PLACE, filled, in_words, page
 from paychan.protocol.types import Sat
 from tests.gateway.offers import BROWSER, NOW, TERMS, Parsed, asked, make_offering, route_of
+from tests.lib.looped import looped
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;</pre><img src=x onerror=y>{price}%s\\"
 
@@ -83,7 +83,7 @@ def test_texts_of_the_seller_are_texts() -> None:
     assert "".join(hostile.texts["p"]).count(HOSTILE) == 1
 
 
-@pytest.mark.parametrize(
+@looped(
     "query",
     [
         "",

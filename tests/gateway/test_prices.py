@@ -99,7 +99,7 @@ def test_a_wrong_list_stops_with_file_key_and_reason(text: str, key: str, reason
     assert "geheim" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("method", "path", "price"),
     [
         ("GET", "/a/b", 3), ("GET", "/a/c", 2), ("GET", "/a", 1), ("GET", "/a/b/c", 1), ("GET", "/a/free", 0),

@@ -6,7 +6,6 @@ from functools import cache
 from random import Random
 
 import msgspec
-import pytest
 
 from paychan.protocol.channel import (
     Accepted,
@@ -32,6 +31,7 @@ from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.unpaid import CreditTooLow, TooManyDeliveries
 from tests.lib import campaign
 from tests.lib.channels import RULES, VIEW, Payer, accepted, confirmed, step
+from tests.lib.looped import looped
 
 HISTORIES = campaign.sized(1_200, 100_000)
 STEP_SAT = 100
@@ -54,7 +54,7 @@ def later(seconds: int) -> View:
     return View(UnixTime(VIEW.now + seconds), RULES)
 
 
-@pytest.mark.parametrize("number", range(4))
+@looped("number", range(4))
 def test_invariants_over_random_histories(number: int) -> None:
     """Spent is at most accepted, and accepted at most the funding; no request is charged twice, and none is free."""
     random = Random(number)

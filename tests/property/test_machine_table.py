@@ -314,7 +314,7 @@ def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
     assert isinstance(apply(channel, Close(CloseReason.EXPIRY), View(UnixTime(limit), RULES)), Accepted)
 
 
-@pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
+@looped("close", [CloseByProof, CloseByPayment])
 def test_fault_14_a_client_closes_although_its_payment_is_offered(close: type[CloseByProof | CloseByPayment]) -> None:
     """A silent application can't keep a client: a close by the payment before the offered one drops the offer."""
     channel = SAMPLES["open_offered"]
@@ -326,7 +326,7 @@ def test_fault_14_a_client_closes_although_its_payment_is_offered(close: type[Cl
     assert outcome.channel.payment == channel.payment
 
 
-@pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
+@looped("close", [CloseByProof, CloseByPayment])
 def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(close: type[CloseByProof | CloseByPayment]) -> None:
     """The client's confirmation needs no answer of the application; only the value beyond the offer is a fee."""
     channel = SAMPLES["open_offered"]
@@ -344,7 +344,7 @@ def asked(now: int, *, counts: bool = True) -> View:
     return View(UnixTime(now), msgspec.structs.replace(RULES, asks_application=True, unanswered_counts=counts))
 
 
-@pytest.mark.parametrize("counts", [True, False])
+@looped("counts", [True, False])
 def test_fault_7_the_rule_decides_about_silence_but_only_late(counts: bool) -> None:
     """The server asks until half of the time is over; then the rule settles or drops the offered payment."""
     channel = SAMPLES["closing_offered"]
@@ -362,7 +362,7 @@ def test_fault_7_the_rule_decides_about_silence_but_only_late(counts: bool) -> N
     assert next_step(late.channel) is Step.SIGN
 
 
-@pytest.mark.parametrize("refusal", ["", "sold out"])
+@looped("refusal", ["", "sold out"])
 def test_fault_7_a_late_answer_counts_while_the_channel_closes(refusal: str) -> None:
     """A yes after the timeout settles the payment, a no drops it; no settlement is signed before."""
     channel = SAMPLES["closing_offered"]

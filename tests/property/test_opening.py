@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,7 +114,7 @@ def test_every_field_is_mutated() -> None:
     assert changed == {(part, name) for part, kind in fields.items() for name in kind.__struct_fields__}
 
 
-@pytest.mark.parametrize("late", [-1, 0, 1])
+@looped("late", [-1, 0, 1])
 def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
     """An expiry must be later than now plus settlement period plus minimum duration (RBPCP §7.2)."""
     view = View(UnixTime(VALID.terms.expiry.lock_time - 86_400 - 3_600 + late), RULES)

@@ -34,7 +34,7 @@ def checked(payload: bytes) -> str:
     return str(base58.encode(payload + Hash(payload)[:4]))
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "networks"),
     [
         (LIVE_P2PKH, [Network.LIVE]),
@@ -59,7 +59,7 @@ def test_an_address_is_read_on_its_own_network_alone(text: str, networks: list[N
                 decode_address(text, network)
 
 
-@pytest.mark.parametrize("text", [TEST_P2PKH, *WITNESS, *[text.upper() for text in WITNESS]])
+@looped("text", [TEST_P2PKH, *WITNESS, *[text.upper() for text in WITNESS]])
 def test_a_changed_character_breaks_the_checksum(text: str) -> None:
     """The checksum detects a change of any single character; no other network reads the changed text either."""
     for position, character in enumerate(text):
@@ -71,7 +71,7 @@ def test_a_changed_character_breaks_the_checksum(text: str) -> None:
                     decode_address(text[:position] + other + text[position + 1 :], network)
 
 
-@pytest.mark.parametrize("text", WITNESS)
+@looped("text", WITNESS)
 def test_upper_case_is_read_and_mixed_case_refused(text: str) -> None:
     """BIP173: an address is all upper case, as in QR codes, or all lower case."""
     assert decode_address(text.upper(), Network.TEST) == decode_address(text, Network.TEST)
@@ -81,7 +81,7 @@ def test_upper_case_is_read_and_mixed_case_refused(text: str) -> None:
                 decode_address(mixed, Network.TEST)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("script", "sat"),
     [
         (p2pkh_script(bytes(20)), 546),
@@ -136,7 +136,7 @@ def test_threat_37_other_texts_are_refused(text: str) -> None:
         decode_address(text, Network.TEST)
 
 
-@pytest.mark.parametrize("size", [0, 1, 19, 21, 22, 24])
+@looped("size", [0, 1, 19, 21, 22, 24])
 def test_threat_37_a_payload_of_another_length_is_refused(size: int) -> None:
     """A hash of the wrong length is refused, even with a correct checksum."""
     with pytest.raises(Malformed, match="length or checksum"):
@@ -167,7 +167,7 @@ OTHER_SCRIPTS = [
 ]
 
 
-@pytest.mark.parametrize("script", [b"", b"\x6a", *OTHER_SCRIPTS])
+@looped("script", [b"", b"\x6a", *OTHER_SCRIPTS])
 def test_scripts_of_other_types_have_no_address(script: bytes) -> None:
     """Only scripts of the five types have an address; encoding another script is a bug of the caller."""
     with pytest.raises(ValueError, match=f"not {ADDRESS_TYPES}"):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.bip70 import payment_request
+from tests.lib.looped import looped
 
 SCRIPT = bytes.fromhex("a914" + "5a" * 20 + "87")
 
@@ -39,10 +38,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             position += size
 
 
-@pytest.mark.parametrize(
-    ("network", "name"), [(Network.LIVE, b"main"), (Network.TEST, b"test"), (Network.REGTEST, b"test")]
-)
-@pytest.mark.parametrize("data", [b"", b"x" * 127, b"x" * 128, b"x" * 20_000])
+@looped(("network", "name"), [(Network.LIVE, b"main"), (Network.TEST, b"test"), (Network.REGTEST, b"test")])
+@looped("data", [b"", b"x" * 127, b"x" * 128, b"x" * 20_000])
 def test_every_field_is_read_back(network: Network, name: bytes, data: bytes) -> None:
     """The request holds one PaymentDetails, which has exactly the given fields, in order."""
     raw = payment_request(network, SCRIPT, UnixTime(1_500_000_000), UnixTime(1_500_000_900), "f\u00fcr dich", data)
@@ -74,7 +71,7 @@ def test_the_documented_bytes() -> None:
     )
 
 
-@pytest.mark.parametrize(("size", "length"), [(127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001")])
+@looped(("size", "length"), [(127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001")])
 def test_numbers_take_the_fewest_bytes(size: int, length: str) -> None:
     """A length is written as in Protocol Buffers: seven bits per byte, in the fewest bytes."""
     raw = payment_request(Network.TEST, SCRIPT, UnixTime(1), UnixTime(2), "", b"\xee" * size)

@@ -8,6 +8,7 @@ import pytest
 from msgspec import Struct, field
 
 from paychan.protocol.settings import Setting, SettingsError, parse_settings, setting, settings_table
+from tests.lib.looped import looped
 
 
 class Fees(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +33,7 @@ def test_a_file_is_read_into_its_table() -> None:
     assert parse_settings('network = "live"', Table, "x.toml") == Table("live", Fees(10, enabled=True), "none")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "key", "reason"),
     [
         ("", "network", "required, but not given"),

@@ -9,6 +9,7 @@ from paychan.chain.base import Tip
 from paychan.protocol.expiry import BLOCK_SECONDS, MAX_EXPIRY, MIN_EXPIRY, Expiry
 from paychan.protocol.types import UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, View
+from tests.lib.looped import looped
 
 
 class At(Struct, frozen=True):
@@ -34,7 +35,7 @@ def test_a_lock_time_is_a_time_or_a_height() -> None:
             _ = each.unix_time
 
 
-@pytest.mark.parametrize(
+@looped(
     ("lock_time", "moment", "left", "due"),
     [
         (NOW, at(NOW - 5), 5, False),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.lib.faults import FAULTS
+from tests.lib.looped import looped
 
 NUMBERS = range(1, 85)
 
@@ -15,7 +14,7 @@ def test_the_page_lists_every_fault() -> None:
     assert set(FAULTS.named) <= set(NUMBERS)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@looped("number", NUMBERS)
 def test_each_fault_has_tests_that_the_page_names(number: int) -> None:
     """The tests named after a fault are those in its row: `python -m tests.lib.faults` writes them."""
     assert FAULTS.named.get(number), f"no test is named test_fault_{number}_…"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, 
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer, private_key, step
+from tests.lib.looped import looped
 
 HOUR = 3600
 WINDOW = 4 * HOUR
@@ -68,7 +68,7 @@ def test_the_deadline_is_a_margin_before_the_refund() -> None:
     assert deadline(CLOSING, rules) == NOW + WINDOW
 
 
-@pytest.mark.parametrize(
+@looped(
     ("seconds", "rate"),
     [(-HOUR, 10), (0, 10), (WINDOW // 4, 13), (WINDOW // 2, 35), (WINDOW, 210), (WINDOW + 1, 210), (9 * WINDOW, 210)],
 )
@@ -77,9 +77,7 @@ def test_the_rate_rises_with_the_cube_of_time(seconds: int, rate: int) -> None:
     assert rate_after(seconds) == rate
 
 
-@pytest.mark.parametrize(
-    ("estimate", "floor", "rate"), [(None, 1, 10), (4, 1, 4), (4, 9, 9), (500, 1, 210), (None, 500, 210)]
-)
+@looped(("estimate", "floor", "rate"), [(None, 1, 10), (4, 1, 4), (4, 9, 9), (500, 1, 210), (None, 500, 210)])
 def test_the_curve_begins_at_the_estimate(estimate: int | None, floor: int, rate: int) -> None:
     """Without an estimate it begins at the configured rate; never below the relay minimum, never above the cap."""
     assert rate_after(0, estimate, floor) == rate
@@ -111,7 +109,7 @@ def test_half_of_the_time_makes_it_urgent() -> None:
 # --- replacing ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@looped(
     ("paid", "rate", "outbid"),
     [(3_000, 12, False), (3_000, 13, True), (300, 1, False), (300, 2, True), (900, 3, False), (900, 4, True)],
 )
@@ -136,7 +134,7 @@ def test_threat_8_from_the_floor_to_the_cap_there_are_few_replacements() -> None
 # --- the budget -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("received", "fee"), [(1_000_000 - 546, 348 * 210), (20_000, 10_000), (1_500, 750)])
+@looped(("received", "fee"), [(1_000_000 - 546, 348 * 210), (20_000, 10_000), (1_500, 750)])
 def test_threat_8_fees_stay_within_a_share_of_what_was_received(received: int, fee: int) -> None:
     """The wanted rate is the cap: a large value pays the cap, a small value pays the share."""
     planned = plan_closing([closing(received)], SERVER_DESTINATION, rules, 210)
@@ -216,7 +214,7 @@ def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
                 assert most * size >= fee * alone - size
 
 
-@pytest.mark.parametrize(
+@looped(
     ("seconds", "floor", "estimate", "received", "fee"),
     [
         (WINDOW - 1, 150, None, 100_000, 50_000),  # before the deadline the share is the limit
@@ -244,7 +242,7 @@ def test_fault_09_past_the_deadline_the_share_gives_way(
     assert funded == (150 * with_coin if enough else None if seconds < WINDOW or floor >= 150 else received // 2)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("share", "received", "most"),
     [
         (50, 100_000, "cap"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 from bitcoin.core import CMutableTransaction, CTransaction
 from bitcoin.core.script import CScript
 
@@ -30,6 +29,7 @@ from paychan.protocol.settlement import sign_settlement
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
 from tests.lib.channels import NOW, SERVER_DESTINATION, VIEW, Payer, confirmed, found_by, step
+from tests.lib.looped import looped
 
 PLAIN, MOVER = Payer("found"), Payer("found and moves", movable=True)
 PAID = 50_000
@@ -80,7 +80,7 @@ def test_fault_12_junk_below_a_settlement_hides_nothing() -> None:
     assert read_claim(closing, bytes(changed.serialize())) == closing.claim
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@looped("deep", [False, True])
 def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bool) -> None:
     """The record closes to replace it; once it is deep, the record takes it over, but keeps the newer payment."""
     newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=deep)
@@ -112,7 +112,7 @@ def test_fault_12_a_reorg_of_an_older_settlement_lets_the_newer_payment_be_signe
     assert not lags(step(again, Signed(dearer)))
 
 
-@pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
+@looped("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
 def test_fault_12_a_records_own_settlement_yields_to_deep_ones_alone(state: State) -> None:
     """Another settlement in the mempool does not change a record that has its own; a deep one does."""
     record = PLAIN.history(state)[-1]
@@ -123,7 +123,7 @@ def test_fault_12_a_records_own_settlement_yields_to_deep_ones_alone(state: Stat
     assert (after.state, after.received_sat) == (State.PUBLISHED, PAID)
 
 
-@pytest.mark.parametrize("state", [State.OPEN, State.LOST, State.UNFUNDED])
+@looped("state", [State.OPEN, State.LOST, State.UNFUNDED])
 def test_fault_11_a_settlement_back_to_the_funding_script_is_a_move(state: State) -> None:
     """In every state of the stale record it leads to the change output, with the value of that output."""
     record, other = MOVER.history(state)[-1], at(MOVER, PAID)
@@ -153,7 +153,7 @@ def test_fault_11_the_opening_payment_is_never_a_move() -> None:
     assert not step(opened, found_by(MOVER, opened)).moves
 
 
-@pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
+@looped("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
 def test_fault_16_closing_a_channel_that_moves_is_refused(state: State) -> None:
     """The refusal tells the operator that the channel moves, or where it went; another withdrawal has no effect."""
     moving = MOVER.history(state, reason=CloseReason.WITHDRAW)[-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from paychan.protocol.channel import Pay, Rejected
 from paychan.protocol.errors import BadFlag, DustChange, FlagMismatch, PaychanError
 from paychan.protocol.kinds.p2sh import P2SH
@@ -48,7 +46,7 @@ def test_threat_14_a_correctly_signed_payment_under_another_flag_is_refused(flag
     assert isinstance(outcome.error, FlagMismatch if flag == NONE else BadFlag)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("change", "want"),
     [
         (0, FlagMismatch(flag=SINGLE, change_sat=0)),
@@ -63,7 +61,7 @@ def test_threat_13_dust_boundary(change: int, want: PaychanError | None) -> None
     assert problem(SINGLE, change) == want
 
 
-@pytest.mark.parametrize("change", [1, 499, DUST - 1, DUST, 10**9])
+@looped("change", [1, 499, DUST - 1, DUST, 10**9])
 def test_giving_all_up_with_change_left_is_refused(change: int) -> None:
     """0x82 binds no output, so the rest of the client's money would become fee."""
     assert problem(NONE, change) == FlagMismatch(flag=NONE, change_sat=change)

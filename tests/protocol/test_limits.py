@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import HealthReply
 from paychan.signer_client.limits import contradictions
 from tests.lib.channels import RULES
+from tests.lib.looped import looped
 
 
-@pytest.mark.parametrize(("batch_channels", "fits"), [(0, True), (20, True), (91, True), (92, False), (200, False)])
+@looped(("batch_channels", "fits"), [(0, True), (20, True), (91, True), (92, False), (200, False)])
 def test_fault_05_a_batch_must_be_able_to_pay_the_highest_rate(batch_channels: int, fits: bool) -> None:
     """200 channels of 272 bytes at 200 sat/vB cost 10,880,000 sat, the signer allows 5,000,000: the text names both."""
     health = HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200)

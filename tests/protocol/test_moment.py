@@ -11,6 +11,7 @@ from paychan.protocol.state_machine import apply
 from paychan.protocol.types import UnixTime
 from tests.lib.channels import DAY_SECONDS, NOW, RULES, View, accepted
 from tests.lib.channels import Payer as PayerOfChannel
+from tests.lib.looped import looped
 
 HOUR = 3600
 AGREED = Reading(NOW, 100.0)
@@ -45,7 +46,7 @@ def test_fault_06_fees_rise_by_the_chains_time() -> None:
     assert paying_time(UnixTime(NOW + 7 * DAY_SECONDS), NOW) == NOW + LEAD_SECONDS
 
 
-@pytest.mark.parametrize("reason", [CloseReason.EXPIRY, CloseReason.OPERATOR])
+@looped("reason", [CloseReason.EXPIRY, CloseReason.OPERATOR])
 def test_fault_06_a_closing_under_a_wrong_clock_starts_at_the_first_rate(reason: CloseReason) -> None:
     """A channel that is closed while the clock is weeks ahead pays the first rate, not the cap."""
     channel = PayerOfChannel("closed under a wrong clock").channel()

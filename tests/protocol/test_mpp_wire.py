@@ -50,7 +50,7 @@ header_texts = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=
 # --- vectors ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", VALID["cases"], ids=lambda case: case["name"])
+@looped("case", VALID["cases"], ids=lambda case: case["name"])
 def test_a_valid_header_has_its_meaning(case: dict[str, Any]) -> None:
     """The value is read as the vector says."""
     assert vectors.judge_mpp(case["header"], case["value"]) == case["meaning"]
@@ -154,7 +154,7 @@ def turned(value: Any) -> Any:
     return [turned(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize(
+@looped(
     "value", [0.0, float("nan"), 2**53, -(2**53), {1: 2}, {"a": 1.5}, [object()], "\ud800", {"\udfff": 1}, b"a", {1, 2}]
 )
 def test_values_without_a_canonical_form_are_refused(value: Any) -> None:
@@ -186,7 +186,7 @@ def test_base64_comes_back(raw: bytes) -> None:
             from_base64(other, "x", 200)
 
 
-@pytest.mark.parametrize("text", ["e31=", "e3==", "e", "e3=", "e30=e30=", "é"])
+@looped("text", ["e31=", "e3==", "e", "e3=", "e30=e30=", "é"])
 def test_loose_base64_is_refused(text: str) -> None:
     """Bits after the end, a lone character, wrong padding, padding inside."""
     with pytest.raises(MalformedPayment, match="base64"):
@@ -207,9 +207,7 @@ def test_base64url_comes_back(raw: bytes) -> None:
             from_base64url(other, "x", 200)
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a":1e999}', '{"a":1' + "0" * 5000 + "}", "\ufeff{}", '{"a\\u0062":1,"ab":2}', "{} {}", "null"]
-)
+@looped("text", ['{"a":1e999}', '{"a":1' + "0" * 5000 + "}", "\ufeff{}", '{"a\\u0062":1,"ab":2}', "{} {}", "null"])
 def test_json_with_two_readings_is_refused(text: str) -> None:
     """Numbers that parsers round to infinity, a byte order mark, equal keys in two spellings, two values."""
     with pytest.raises(MalformedPayment, match="not a JSON object"):
@@ -232,7 +230,7 @@ def test_times_are_those_of_the_calendar(time: UnixTime) -> None:
     assert read_time(text, "expires") == time
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "time"),
     [
         ("2026-12-01T12:00:00Z", 1796126400),
@@ -316,7 +314,7 @@ def plain(offer: Offer) -> Offer:
     return msgspec.structs.replace(offer, realm=realm or "r", description=description)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "want"),
     [
         ("", []),
@@ -335,7 +333,7 @@ def test_challenges_are_split_by_scheme(text: str, want: list[Any]) -> None:
     assert read_challenges([text]) == want
 
 
-@pytest.mark.parametrize("text", ['A b="c', "=", 'A b="c" d', "A b=c d=e", '"A"', 'A b="c"; d=e', "A b=c, b=d", "é"])
+@looped("text", ['A b="c', "=", 'A b="c" d', "A b=c d=e", '"A"', 'A b="c"; d=e', "A b=c, b=d", "é"])
 def test_other_texts_are_no_challenges(text: str) -> None:
     """A text that no grammar of challenges has is refused as a whole."""
     with pytest.raises(MalformedPayment, match="WWW-Authenticate"):
@@ -357,7 +355,7 @@ def test_any_field_is_read_or_refused(text: str) -> None:
         assert error.fields["field"] == "WWW-Authenticate"  # noqa: PT017 - either way is right
 
 
-@pytest.mark.parametrize(
+@looped(
     ("change", "refusal"),
     [
         ({"currency": "usd"}, PaymentUnsupported),
@@ -453,7 +451,7 @@ def test_a_digest_binds_the_challenge_to_a_body() -> None:
     assert isinstance(problem(header), OfferMismatch)
 
 
-@pytest.mark.parametrize("change", OTHER_TERMS, ids=lambda change: next(iter(change)))
+@looped("change", OTHER_TERMS, ids=lambda change: next(iter(change)))
 def test_a_challenge_for_other_terms_is_refused(change: dict[str, Any]) -> None:
     """A challenge that this server has signed is refused as soon as one term of the offer is another."""
     header = vectors.signed(msgspec.structs.replace(vectors.OFFER, **change))
@@ -481,7 +479,7 @@ def test_a_bar_moves_no_text_between_members() -> None:
         assert problem(vectors.signed(vectors.OFFER, **{name: "a|b"})) == InvalidChallenge()
 
 
-@pytest.mark.parametrize("header", ["", "Bearer x", "Basic Payment", "PaymentX a", "Payments e30"])
+@looped("header", ["", "Bearer x", "Basic Payment", "PaymentX a", "Payments e30"])
 def test_another_scheme_is_no_credential(header: str) -> None:
     """The upstream's own credentials are not for this server."""
     assert mpp.read_credential(header) is None
@@ -559,7 +557,7 @@ def test_a_receipt_shows_no_signature() -> None:
     assert vectors.STATE.newest.signature.hex() not in shown
 
 
-@pytest.mark.parametrize(("needed_sat", "required"), [(10, "50"), (11, "51"), (0, "50"), (1000, "1040")])
+@looped(("needed_sat", "required"), [(10, "50"), (11, "51"), (0, "50"), (1000, "1040")])
 def test_a_stream_asks_for_what_is_missing(needed_sat: int, required: str) -> None:
     """With a credit of 10 sat, the next unit needs its price less 10 sat."""
     event = mpp_outcomes.need_voucher_json(vectors.STATE, Sat(needed_sat))

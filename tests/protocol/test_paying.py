@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-import pytest
 from msgspec.structs import replace
 
 from paychan.protocol.channel import Accepted, Channel, Pay, Rejected, State, View
@@ -13,6 +12,7 @@ from paychan.protocol.paying import Unverified, Verified, book, precheck, verify
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.state_machine import apply
 from tests.lib.channels import RULES, Payer
+from tests.lib.looped import looped
 
 PAYER = Payer("steps")
 CHANNEL = PAYER.channel()
@@ -69,7 +69,7 @@ def test_a_bad_signature_never_becomes_a_verified_payment() -> None:
     assert verify(unverified, CHANNEL.verifier()) == Rejected(BadSignature(change_sat=good.change_sat))
 
 
-@pytest.mark.parametrize("less_sat", [1, 100])
+@looped("less_sat", [1, 100])
 def test_numbers_are_named_only_after_the_check(less_sat: int) -> None:
     """A payment of less is refused by `book`, with both numbers: the first two steps do not name the channel's."""
     ahead = apply(CHANNEL, paid(500), NOW)

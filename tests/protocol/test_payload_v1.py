@@ -32,7 +32,7 @@ PAYMENT = Payment(Sat(1019), bytes.fromhex("30080203" + "7bfbff" + "020122"), 0x
 TEXT = encode_v1(PAYMENT)
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         TEXT,
@@ -67,7 +67,7 @@ def test_threat_27_characters_outside_the_alphabet_are_refused(character: str, p
         decode_v1("".join(text))
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         "=" + TEXT,
@@ -94,13 +94,13 @@ def test_short_payloads_are_refused(size: int) -> None:
         decode_v1(text_of(whole[:size]))
 
 
-@pytest.mark.parametrize("signature", [DER, LONG_DER], ids=["shortest", "longest"])
+@looped("signature", [DER, LONG_DER], ids=["shortest", "longest"])
 def test_the_shortest_and_the_longest_payload_are_read(signature: bytes) -> None:
     """Both ends of the range of signature lengths are read."""
     assert decode_v1(payload(1000, signature)) == Payment(Sat(1000), signature, 0x83)
 
 
-@pytest.mark.parametrize("tail", [b"\x00", b"\x83", bytes(3), bytes(100), bytes(5000)])
+@looped("tail", [b"\x00", b"\x83", bytes(3), bytes(100), bytes(5000)])
 def test_trailing_bytes_are_refused(tail: bytes) -> None:
     """Bytes after the flag are refused; the Haskell reader ignored them."""
     with pytest.raises(Malformed):
@@ -127,13 +127,13 @@ def test_a_signature_longer_than_any_is_refused() -> None:
         decode_v1(payload(1000, bytes([0x30, 71]) + bytes(71)))
 
 
-@pytest.mark.parametrize("change", [0, 1, 2**32 - 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
+@looped("change", [0, 1, 2**32 - 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
 def test_threat_40_change_up_to_all_bitcoins_is_read(change: int) -> None:
     """Every possible amount is read (threat 40)."""
     assert decode_v1(payload(change)).change_sat == change
 
 
-@pytest.mark.parametrize("change", [MAX_MONEY_SAT + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
+@looped("change", [MAX_MONEY_SAT + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
 def test_threat_40_change_above_all_bitcoins_is_refused(change: int) -> None:
     """More than 21 million bitcoins are refused, with both numbers (threat 40)."""
     with pytest.raises(Malformed, match=f"got {change} sat.*{MAX_MONEY_SAT} sat"):

@@ -76,7 +76,7 @@ def changed(path: str, value: Any, *, resigned: bool = False) -> bytes:
     return canonical_json(members)
 
 
-@pytest.mark.parametrize("case", VECTORS["valid"], ids=lambda case: case["comment"])
+@looped("case", VECTORS["valid"], ids=lambda case: case["comment"])
 def test_valid_vectors_verify(case: dict[str, Any]) -> None:
     """A receipt of every release verifies for ever, and says what was paid."""
     result = verify_receipt(case["receipt"].encode(), bytes.fromhex(VECTORS["identity"]))
@@ -85,7 +85,7 @@ def test_valid_vectors_verify(case: dict[str, Any]) -> None:
     assert (str(result.paid.channel), result.paid.charged_sat) == (case["channel"], case["charged_sat"])
 
 
-@pytest.mark.parametrize("case", VECTORS["invalid"], ids=lambda case: case["comment"])
+@looped("case", VECTORS["invalid"], ids=lambda case: case["comment"])
 def test_invalid_vectors_are_refused(case: dict[str, Any]) -> None:
     """Each has the code of its fault."""
     assert fault(case["receipt"].encode(), bytes.fromhex(VECTORS["identity"])).value == case["code"]
@@ -99,7 +99,7 @@ def test_there_is_an_invalid_vector_of_every_fault() -> None:
     assert fault(b"[" * (MAX_RECEIPT_BYTES + 1)) is Fault.TOO_LARGE
 
 
-@pytest.mark.parametrize(
+@looped(
     "paid",
     [
         PAID,
@@ -131,7 +131,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@looped("name", CHANGES)
 def test_every_fact_is_signed(name: str) -> None:
     """A change of any fact, without the receipt key, is a bad signature."""
     assert fault(changed(name, CHANGES[name])) is Fault.BAD_SIGNATURE
@@ -161,7 +161,7 @@ def test_another_server_is_named() -> None:
     assert result.certificate.identity == STRANGER.public_key.format()
 
 
-@pytest.mark.parametrize("time", [BEGIN - 1, END + 1])
+@looped("time", [BEGIN - 1, END + 1])
 def test_a_key_signs_in_its_time_alone(time: int) -> None:
     """A receipt of the second before or after the certificate's time is refused."""
     assert fault(sign_receipt(replace(PAID, time=UnixTime(time)), CERTIFICATE, KEY)) is Fault.OUTSIDE_CERTIFICATE
@@ -213,7 +213,7 @@ def test_other_members_and_values_are_no_receipt(path: str, value: Any) -> None:
     assert fault(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()) is Fault.MALFORMED
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 30_000, b'{"version":1}'])
+@looped("raw", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 30_000, b'{"version":1}'])
 def test_other_bytes_are_no_receipt(raw: bytes) -> None:
     """Whatever the file holds, the result is a value."""
     assert fault(raw) is Fault.MALFORMED

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-import pytest
-
 from paychan.api import v1, v2
 from paychan.api.management import handlers as management
 from paychan.api.stream import handler as stream
@@ -43,7 +41,7 @@ def test_every_route_is_in_the_page(pattern: str) -> None:
     assert any(re.fullmatch(pattern, path) for path in documented())
 
 
-@pytest.mark.parametrize("pattern", PUBLIC)
+@looped("pattern", PUBLIC)
 def test_every_public_route_is_tried_by_pages_of_other_sites(pattern: str) -> None:
     """The tests of CORS request every route of both versions."""
     assert any(re.fullmatch(pattern, path) for path in PATHS)

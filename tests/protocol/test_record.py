@@ -150,7 +150,7 @@ def test_a_record_with_fewer_fields_is_read() -> None:
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["p2wsh", "", "P2SH", "p2sh\0", 1, None])
+@looped("tag", ["p2wsh", "", "P2SH", "p2sh\0", 1, None])
 def test_a_record_of_an_unknown_kind_is_refused(tag: Any) -> None:
     """A channel of a kind that this program does not know is never taken for one of RBPCP's."""
     raw = SAMPLES["v3_open"]
@@ -228,7 +228,7 @@ def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any, name: str)
         decode_record(resealed(raw, body))
 
 
-@pytest.mark.parametrize(
+@looped(
     "body",
     [
         b"",

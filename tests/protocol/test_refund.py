@@ -12,6 +12,7 @@ from paychan.protocol.kinds.refund import REFUND_SEQUENCE, Coin, Refund, refunds
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import Payer, private_key
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.looped import looped
 from tests.lib.sighash import whole_transaction_digest
 
 HOME = key_script(private_key("refund").public_key.format())
@@ -94,14 +95,14 @@ def test_the_client_alone_can_not_take_the_server_branch() -> None:
     assert not accepts(payer, raw.replace(b"\x00\x4c\x50" + script, b"\x51\x4c\x50" + script))
 
 
-@pytest.mark.parametrize("fee_sat", [-1, 1_000_000, 1_000_001])
+@looped("fee_sat", [-1, 1_000_000, 1_000_001])
 def test_a_fee_that_does_not_fit_is_refused(fee_sat: int) -> None:
     """A negative fee, or one that leaves nothing, is a bug of the caller; the error has both numbers."""
     with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit a funding output of 1000000 sat"):
         refund_of(PAYERS["4-byte expiry"], fee_sat)
 
 
-@pytest.mark.parametrize("rate", [0, 1, 25])
+@looped("rate", [0, 1, 25])
 def test_a_rate_is_paid_on_the_real_size(rate: int) -> None:
     """The fee is the rate times the size of the refund without a fee, whose signature may differ by a few bytes."""
     payer = PAYERS["4-byte expiry"]

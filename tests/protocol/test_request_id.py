@@ -19,6 +19,7 @@ from paychan.protocol.request_id import (
     payment_identifier,
 )
 from paychan.protocol.types import OutPoint, Sat
+from tests.lib.looped import looped
 
 CHANNEL, OTHER = OutPoint(bytes(range(32)), 1), OutPoint(bytes(range(32)), 2)
 
@@ -65,7 +66,7 @@ def test_no_text_moves_between_two_parts(one: tuple[str, str], other: tuple[str,
     assert (content_id(*one) == content_id(*other)) == (one == other)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("header", "key"),
     [
         ('"8e03978e-40d5-43dd-bc93-6894a57f9324"', "8e03978e-40d5-43dd-bc93-6894a57f9324"),
@@ -80,7 +81,7 @@ def test_an_idempotency_key_is_read(header: str, key: str) -> None:
     assert idempotency_key(header) == key
 
 
-@pytest.mark.parametrize(
+@looped(
     "header",
     ["", '""', '"a', 'a"', '"a"b"', "a b", "a,b", '"a"; q=1', "a" * 256, '"' + "a" * 256 + '"', "é", '"\x7f"', r'"\a"'],
 )
@@ -90,14 +91,14 @@ def test_another_idempotency_key_is_refused(header: str) -> None:
         idempotency_key(header)
 
 
-@pytest.mark.parametrize("text", ["a" * 15, "a" * 129, "a" * 15 + " ", "a" * 15 + "é", "a" * 16 + "\n", ""])
+@looped("text", ["a" * 15, "a" * 129, "a" * 15 + " ", "a" * 15 + "é", "a" * 16 + "\n", ""])
 def test_another_payment_identifier_is_refused(text: str) -> None:
     """A payment-identifier has 16 to 128 letters, digits, `_` or `-`."""
     with pytest.raises(Malformed, match="payment-identifier"):
         payment_identifier(text)
 
 
-@pytest.mark.parametrize("text", ["a" * 16, "Az09_-" * 21 + "ab"])
+@looped("text", ["a" * 16, "Az09_-" * 21 + "ab"])
 def test_a_payment_identifier_is_taken(text: str) -> None:
     """The shortest and the longest are taken as they are."""
     assert payment_identifier(text) == text

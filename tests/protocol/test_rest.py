@@ -51,7 +51,7 @@ def read_value(text: str, key: str = "change_value") -> V2Payment:
 # --- accepted bodies ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("data", "dialect"), [(S_BODY, Dialect.S), (A_BODY, Dialect.A)])
+@looped(("data", "dialect"), [(S_BODY, Dialect.S), (A_BODY, Dialect.A)])
 def test_both_dialects_wrapped_and_bare(data: dict[str, Any], dialect: Dialect) -> None:
     """Both dialects, wrapped or bare, give the same payment, and the reader returns the dialect."""
     bare, wrapped = read(data), read({"payment_data": data, "application_data": "an order"})
@@ -88,7 +88,7 @@ def test_unknown_keys_are_ignored() -> None:
     assert read({"payment_data": S_BODY | extra, "application_data": ""} | extra).payment == PAYMENT
 
 
-@pytest.mark.parametrize("dialect", list(Dialect))
+@looped("dialect", list(Dialect))
 def test_the_clients_object_is_read_back(dialect: Dialect) -> None:
     """The object that the client library writes is read as the same payment, facts and dialect."""
     body = read_v2_body(encode_json(payment_data(PAYMENT, dialect, **FACTS)))
@@ -96,7 +96,7 @@ def test_the_clients_object_is_read_back(dialect: Dialect) -> None:
     assert (body.payment, body.dialect, body.outpoint) == (PAYMENT, dialect, OutPoint.parse(TXID, 7))
 
 
-@pytest.mark.parametrize("change", [0, 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
+@looped("change", [0, 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
 def test_threat_40_amounts_up_to_all_bitcoins(change: int) -> None:
     """Every possible amount is read exactly."""
     assert read_value(str(change)).payment.change_sat == change
@@ -129,9 +129,7 @@ def test_threat_27_wrong_integers_are_refused(key: str, text: str) -> None:
     assert refusal.value.fields["field"] == key
 
 
-@pytest.mark.parametrize(
-    "text", ["01", "+1", "1_0", "0x10", "1.", ".5", "\u0661", "NaN", "Infinity", "-Infinity", "--1"]
-)
+@looped("text", ["01", "+1", "1_0", "0x10", "1.", ".5", "\u0661", "NaN", "Infinity", "-Infinity", "--1"])
 def test_threat_27_numbers_that_json_does_not_have_are_refused(text: str) -> None:
     """Numbers that only Python allows, NaN and Infinity are refused, in known and unknown keys."""
     for key in ("change_value", "unknown"):
@@ -151,7 +149,7 @@ def test_threat_27_wrong_texts_are_refused(key: str, text: str) -> None:
     assert refusal.value.fields["field"] == key
 
 
-@pytest.mark.parametrize("value", [None, 1, True, [], {}])
+@looped("value", [None, 1, True, [], {}])
 def test_application_data_is_a_text(value: Any) -> None:
     """A value that is no text is refused."""
     with pytest.raises(Malformed, match="application_data"):
@@ -170,14 +168,14 @@ def test_threat_27_hex_is_lower_case_and_bare(key: str, damage: Any) -> None:
         read({**A_BODY, **FACTS, key: damage(good)})
 
 
-@pytest.mark.parametrize("txid", ["", TXID[:-2], TXID + "00", TXID.upper(), " " + TXID[1:], TXID[:-1] + "\u0663"])
+@looped("txid", ["", TXID[:-2], TXID + "00", TXID.upper(), " " + TXID[1:], TXID[:-1] + "\u0663"])
 def test_threat_27_txid_is_64_lower_case_digits(txid: str) -> None:
     """A txid of another length or alphabet is refused."""
     with pytest.raises(Malformed, match="funding_txid"):
         read(S_BODY | FACTS | {"funding_txid": txid})
 
 
-@pytest.mark.parametrize("vout", [0, 1, 2**32 - 1])
+@looped("vout", [0, 1, 2**32 - 1])
 def test_every_output_index_is_read(vout: int) -> None:
     """An index has 32 bits."""
     outpoint = read_value(str(vout), "funding_vout").outpoint
@@ -192,7 +190,7 @@ def test_an_index_of_33_bits_is_refused() -> None:
         read_value(str(2**32), "funding_vout")
 
 
-@pytest.mark.parametrize("half", ["funding_txid", "funding_vout"])
+@looped("half", ["funding_txid", "funding_vout"])
 def test_half_an_outpoint_is_refused(half: str) -> None:
     """For a txid without index, or an index without txid, the refusal names the missing key."""
     other = {"funding_txid": "funding_vout", "funding_vout": "funding_txid"}[half]
@@ -204,14 +202,14 @@ def test_half_an_outpoint_is_refused(half: str) -> None:
 # --- signature and flag ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["", "8", "830", "8383", "0x83", " 83", "zz"])
+@looped("flag", ["", "8", "830", "8383", "0x83", " 83", "zz"])
 def test_a_sighash_flag_is_one_byte(flag: str) -> None:
     """The flag is one byte of hex."""
     with pytest.raises(Malformed, match="sighash_flag"):
         read(A_BODY | {"sighash_flag": flag})
 
 
-@pytest.mark.parametrize(
+@looped(
     "signature",
     ["", "30", "3006", SIGNATURE.hex(), SIGNATURE.hex() + "8383", SIGNATURE.hex()[:-2], "30ff" + "00" * 20, "83"],
 )
@@ -221,7 +219,7 @@ def test_dialect_s_wants_der_and_one_byte(signature: str) -> None:
         read(S_BODY | {"signature_data": signature})
 
 
-@pytest.mark.parametrize("signature", ["", "30", "3006", SIGNATURE.hex() + "8383", SIGNATURE.hex()[:-2], "30ff00"])
+@looped("signature", ["", "30", "3006", SIGNATURE.hex() + "8383", SIGNATURE.hex()[:-2], "30ff00"])
 def test_dialect_a_wants_der_or_der_and_the_flag(signature: str) -> None:
     """With `sighash_flag` the signature is DER, or DER and that flag."""
     with pytest.raises(Malformed, match="signature_data"):
@@ -237,7 +235,7 @@ def test_a_signature_longer_than_any_is_refused() -> None:
 # --- JSON itself ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["signature_data", "change_value"])
+@looped("key", ["signature_data", "change_value"])
 def test_missing_keys_are_named(key: str) -> None:
     """For a payment without signature or change value the refusal names the key, wrapped or bare."""
     data = {name: value for name, value in S_BODY.items() if name != key}
@@ -309,7 +307,7 @@ def test_escapes_alone_are_no_repetition() -> None:
 # --- secrets --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [str, str.upper, '"{}"'.format, lambda text: f'"{text.upper()}"'])
+@looped("write", [str, str.upper, '"{}"'.format, lambda text: f'"{text.upper()}"'])
 def test_secret_in_every_known_spelling(write: Any) -> None:
     """Plain, in upper case, and in JSON quotes it is the same secret."""
     secret = opening_secret(PAYMENT)
@@ -347,7 +345,7 @@ def test_threat_27_other_texts_are_no_secret(text: str) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("txid", "want"), [(None, "null"), ("", '""'), ("ab", '"ab"')])
+@looped(("txid", "want"), [(None, "null"), ("", '""'), ("ab", '"ab"')])
 def test_payment_result_of_v1_and_v2(txid: str | None, want: str) -> None:
     """A result has exactly the documented keys; v2 adds `application_data`, even if it is empty."""
     v1 = PaymentResult(ChannelStatus.OPEN, Sat(5), Sat(6), txid)

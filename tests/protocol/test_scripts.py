@@ -23,7 +23,7 @@ FIELD_PRIME = 2**256 - 2**32 - 977
 # --- public keys ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@looped(
     "raw",
     [
         UNCOMPRESSED,
@@ -70,7 +70,7 @@ def test_coincurve_would_take_them() -> None:
         assert PublicKey(bytes([prefix]) + UNCOMPRESSED[1:]).format() == COMPRESSED
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         COMPRESSED.hex().upper(),
@@ -105,7 +105,7 @@ def test_threat_38_equal_keys_are_refused() -> None:
 # --- expiry ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [-1, 0, 1, 499_999_999, 2**32, 2**32 + 500_000_000, 2**63, 10**40])
+@looped("value", [-1, 0, 1, 499_999_999, 2**32, 2**32 + 500_000_000, 2**63, 10**40])
 def test_threat_7_expiries_that_are_no_time_are_refused(value: int) -> None:
     """Block heights, and numbers above 32 bits, are refused and never wrapped."""
     with pytest.raises(ExpiryNotATime, match=f"got {value}, need 500000000 to 4294967295"):
@@ -114,7 +114,7 @@ def test_threat_7_expiries_that_are_no_time_are_refused(value: int) -> None:
         make_terms(SERVER, CLIENT, value)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "push"),
     [
         (500_000_000, "0065cd1d"),
@@ -134,7 +134,7 @@ def test_threat_7_times_are_pushed_minimally(value: int, push: str) -> None:
     assert parse_redeem_script(terms.redeem_script) == terms
 
 
-@pytest.mark.parametrize(
+@looped(
     ("number", "want"),
     [
         ("0065cd1d00", Malformed),  # five bytes where four suffice
@@ -183,7 +183,7 @@ def test_the_documented_example() -> None:
     assert terms.funding_address(Network.LIVE) == "3NrNe2enrjQJ9D6Ed6sqeoMNK5eq8wGp7P"
 
 
-@pytest.mark.parametrize("expiry", [1_500_000_000, 2**31], ids=["80 bytes", "81 bytes"])
+@looped("expiry", [1_500_000_000, 2**31], ids=["80 bytes", "81 bytes"])
 def test_every_changed_byte_is_refused_or_is_another_channel(expiry: int) -> None:
     """All 255 changes of all bytes: refused, or read as terms whose script is exactly the changed bytes."""
     terms = make_terms(SERVER, CLIENT, expiry)
@@ -215,7 +215,7 @@ def test_truncated_scripts_are_refused(cut: int) -> None:
         parse_redeem_script(make_terms(SERVER, CLIENT, 2**31).redeem_script[:cut])
 
 
-@pytest.mark.parametrize("tail", [b"\x00", b"\xac", b"\x61", bytes(81), bytes(10_000)])
+@looped("tail", [b"\x00", b"\xac", b"\x61", bytes(81), bytes(10_000)])
 def test_threat_19_longer_scripts_are_refused(tail: bytes) -> None:
     """Nothing may follow the template (threat 19)."""
     with pytest.raises(Malformed):
@@ -234,7 +234,7 @@ def test_threat_38_a_script_with_one_key_twice_is_refused() -> None:
         parse_redeem_script(_script(b"\x04" + (1_500_000_000).to_bytes(4, "little"), CLIENT, CLIENT))
 
 
-@pytest.mark.parametrize("place", [slice(2, 35), slice(46, 79)], ids=["server key", "client key"])
+@looped("place", [slice(2, 35), slice(46, 79)], ids=["server key", "client key"])
 def test_a_script_whose_key_is_no_point_is_refused(place: slice) -> None:
     """Both keys of a script must be on the curve; otherwise the coins would be lost."""
     script = bytearray(make_terms(SERVER, CLIENT, 1_500_000_000).redeem_script)

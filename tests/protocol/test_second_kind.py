@@ -29,6 +29,7 @@ from paychan.signer_client.reply_checks import check_settlement
 from signer.ledger.entries import decode_entry, encode_entry, request_digest
 from tests.lib.channels import SERVER_DESTINATION, Payer, private_key
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.looped import looped
 from tests.lib.p2wsh import SegwitPayer, forget, registered
 
 
@@ -57,8 +58,8 @@ def settled(payers: Sequence[Payer], claims: Sequence[Claim], fee_sat: int = 2_0
     )
 
 
-@pytest.mark.parametrize("payer", [PAYER, MOVABLE], ids=["change to a key", "change funds the channel again"])
-@pytest.mark.parametrize("reason", [CloseReason.OPERATOR, CloseReason.EXPIRY])
+@looped("payer", [PAYER, MOVABLE], ids=["change to a key", "change funds the channel again"])
+@looped("reason", [CloseReason.OPERATOR, CloseReason.EXPIRY])
 def test_a_channel_opens_pays_and_settles(payer: SegwitPayer, reason: CloseReason) -> None:
     """Every transition of the core works, and Core's interpreter accepts the settlement for this value alone."""
     paid = payer.pay(payer.channel(), 20_000)
@@ -125,7 +126,7 @@ def test_both_kinds_settle_together() -> None:
     assert 0 <= settlement_size(claims, SERVER_DESTINATION) - settlement.size <= len(claims)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("changes", "problem"),
     [
         ([(PAYER, 1_000), (LEGACY, 1_000)], "at a place"),

@@ -26,6 +26,7 @@ from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import RULES, Payer, private_key
 from tests.lib.ecdsa import sign_with_nonce
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.looped import looped
 from tests.lib.sighash import whole_transaction_digest
 
 DUST = Sat(700)
@@ -154,7 +155,7 @@ def test_threat_16_the_server_signs_all_and_nothing_else() -> None:
 # --- threat 15: the index of a claim with change --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@looped(
     "claims",
     [
         [claim(FIRST, 0), claim(SECOND, 900_000)],
@@ -192,14 +193,14 @@ def test_threat_15_core_would_refuse_it_too() -> None:
 # --- layouts that can't be signed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fee_sat", [-1, 100_001, 10**9])
+@looped("fee_sat", [-1, 100_001, 10**9])
 def test_a_fee_outside_what_was_received_is_refused(fee_sat: int) -> None:
     """A negative fee needs more output than input; a fee above the received value takes the client's money."""
     with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit claims of 100000 sat"):
         build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
 
 
-@pytest.mark.parametrize(("fee_sat", "server"), [(0, [100_000]), (99_999, [1]), (100_000, [])])
+@looped(("fee_sat", "server"), [(0, [100_000]), (99_999, [1]), (100_000, [])])
 def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) -> None:
     """The received value less the fee is the server's output; 0 means no output."""
     transaction = build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
@@ -207,7 +208,7 @@ def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) 
     assert [value_sat for value_sat, _ in transaction.outputs] == [900_000, *server]
 
 
-@pytest.mark.parametrize(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])
+@looped(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])
 def test_threat_14_a_flag_that_does_not_fit_is_never_settled(change_sat: int, flag: int) -> None:
     """Change under 0x82 would become fee beyond the requested one, and 0x83 without change has no output."""
     good = claim(FIRST, change_sat)
@@ -232,7 +233,7 @@ def test_a_fee_that_leaves_no_output_is_refused() -> None:
         build_settlement([claim(FIRST, 0)], DESTINATION, FIRST.funding_sat)
 
 
-@pytest.mark.parametrize(("change_sat", "outputs"), [(900_000, 2), (0, 1)])
+@looped(("change_sat", "outputs"), [(900_000, 2), (0, 1)])
 def test_outputs_are_change_then_server(change_sat: int, outputs: int) -> None:
     """The client's change is output 0, and the server gets the rest."""
     raw = build_settlement([claim(FIRST, change_sat)], DESTINATION, Sat(1000)).serialize()
@@ -258,14 +259,14 @@ def test_size_is_known_before_signing(claims: list[Claim], fee_sat: int) -> None
     assert len(raw) <= size <= len(raw) + 4 * len(claims)
 
 
-@pytest.mark.parametrize(("change_sat", "low", "high"), [(900_000, 345, 349), (0, 311, 315)])
-@pytest.mark.parametrize("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
+@looped(("change_sat", "low", "high"), [(900_000, 345, 349), (0, 311, 315)])
+@looped("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
 def test_size_is_in_the_documented_range(terms: Payer, change_sat: int, low: int, high: int) -> None:
     """RBPCP §8.1: 345 to 349 bytes with two outputs, 311 to 315 with one."""
     assert low <= settlement_size([claim(terms, change_sat)], DESTINATION) <= high
 
 
-@pytest.mark.parametrize("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
+@looped("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
 def test_the_weight_of_an_input_is_that_of_its_bytes(terms: Payer) -> None:
     """The kind computes the weight that the laid out input has."""
     assert P2SH.input_weight(claim(terms, 0)) == ChannelKind.input_weight(P2SH, claim(terms, 0))
@@ -298,7 +299,7 @@ SIZE_ALONE = settlement_size([with_received(1)], DESTINATION, server_output=Fals
 SIZE_DRAINED = settlement_size([drained_of(1)], DESTINATION)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("received", "want"),
     [
         (1_000_000, SIZE * RATE),
@@ -316,7 +317,7 @@ def test_threat_13_fee_of_a_channel_with_change(received: int, want: Sat | Short
     assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT) == want
 
 
-@pytest.mark.parametrize(
+@looped(
     ("received", "want"),
     [
         (SIZE + DUST, SIZE),
@@ -331,8 +332,8 @@ def test_threat_13_all_may_become_fee_when_the_client_asks(received: int, want: 
     assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT, may_give_all=True) == want
 
 
-@pytest.mark.parametrize("may_give_all", [False, True])
-@pytest.mark.parametrize(
+@looped("may_give_all", [False, True])
+@looped(
     ("received", "want"),
     [
         (SIZE_DRAINED * RATE + DUST, SIZE_DRAINED * RATE),
@@ -351,7 +352,7 @@ def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may
         assert plan == want
 
 
-@pytest.mark.parametrize(
+@looped(
     ("client_fee", "want"),
     [(0, SIZE * RATE), (SIZE * RATE - 1, SIZE * RATE), (SIZE * RATE + 1, SIZE * RATE + 1)],
 )
@@ -362,7 +363,7 @@ def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
     assert plan == want
 
 
-@pytest.mark.parametrize("rate", [0, 1])
+@looped("rate", [0, 1])
 def test_the_fee_is_never_below_the_relay_floor(rate: int) -> None:
     """At any rate a settlement pays at least the relay floor."""
     plan = plan_fee([with_received(500_000)], DESTINATION, rate, ALL_OF_IT)

@@ -301,7 +301,7 @@ def agrees(attempt: Attempt, expected: Attempt) -> None:
 # --- members, and what follows an attempt ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@looped(
     ("name", "seconds", "change", "waits"),
     [
         ("drained", 0, {}, True),
@@ -338,7 +338,7 @@ def test_the_settlement_that_another_member_stores_is_taken() -> None:
     assert dearer_elsewhere(channel, second, holders) is None
 
 
-@pytest.mark.parametrize(
+@looped(
     ("name", "allowed_sat", "is_funded", "usable"),
     [
         ("a lower fee", 5_000, False, True),
@@ -357,7 +357,7 @@ def test_the_signer_s_limit_lowers_the_fee(name: str, allowed_sat: int, is_funde
     assert found == (Sign(Sat(allowed_sat), Sat(2_000)) if usable else None)
 
 
-@pytest.mark.parametrize(("allowed_sat", "usable"), [(5_000, True), (9_000, False), (0, False), (1_500, False)])
+@looped(("allowed_sat", "usable"), [(5_000, True), (9_000, False), (0, False), (1_500, False)])
 def test_the_signer_s_limit_lowers_a_child_s_fee(allowed_sat: int, usable: bool) -> None:
     """Only as long as the child raises its parent's rate."""
     paid = settled([closing()], fee(10))

@@ -64,7 +64,7 @@ def test_threat_17_high_s_of_a_good_payment_is_refused() -> None:
     assert outcome == Rejected(SignatureEncoding(reason=HIGH_S))
 
 
-@pytest.mark.parametrize("s", [1, ORDER // 2 - 1, ORDER // 2, ORDER // 2 + 1, ORDER - 1])
+@looped("s", [1, ORDER // 2 - 1, ORDER // 2, ORDER // 2 + 1, ORDER - 1])
 def test_threat_17_the_boundary_of_s_is_that_of_libsecp256k1(s: int) -> None:
     """A valid signature is accepted up to exactly half the group's order, as libsecp256k1 does."""
     key = private_key("boundary")

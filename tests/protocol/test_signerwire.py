@@ -52,7 +52,7 @@ def parts(frame: bytes) -> bytes:
     return frame[4:]
 
 
-@pytest.mark.parametrize("message", REQUESTS, ids=lambda message: type(message).__name__)
+@looped("message", REQUESTS, ids=lambda message: type(message).__name__)
 def test_requests_are_read_back(message: Request) -> None:
     """Every request decodes to the same value, and never as a reply."""
     body = parts(encode_frame(message))
@@ -62,7 +62,7 @@ def test_requests_are_read_back(message: Request) -> None:
         decode_reply(body)
 
 
-@pytest.mark.parametrize("message", REPLIES, ids=lambda message: type(message).__name__)
+@looped("message", REPLIES, ids=lambda message: type(message).__name__)
 def test_replies_are_read_back(message: Reply) -> None:
     """Every reply decodes to the same value, and never as a request."""
     body = parts(encode_frame(message))
@@ -87,14 +87,14 @@ def test_numbers_of_messages_are_frozen() -> None:
     }
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_FRAME_BYTES + 1, 2**31, 2**32 - 1])
+@looped("size", [0, 1, MAX_FRAME_BYTES + 1, 2**31, 2**32 - 1])
 def test_length_prefix_outside_the_limits_is_refused(size: int) -> None:
     """An empty or oversized frame is refused by its prefix, before its body is read."""
     with pytest.raises(WireError, match=f"frame of {size} bytes, want 2 to {MAX_FRAME_BYTES}"):
         frame_size(size.to_bytes(4, "big"))
 
 
-@pytest.mark.parametrize("size", [2, MAX_FRAME_BYTES])
+@looped("size", [2, MAX_FRAME_BYTES])
 def test_length_prefix_at_the_limits_is_taken(size: int) -> None:
     """Both ends of the range are accepted."""
     assert frame_size(size.to_bytes(4, "big")) == size

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
+from tests.lib.looped import looped
 from tests.lib.threats import THREATS
 
 NUMBERS = range(1, 44)
@@ -15,7 +14,7 @@ def test_the_page_lists_every_threat() -> None:
     assert set(THREATS.named) <= set(NUMBERS)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@looped("number", NUMBERS)
 def test_each_threat_has_tests_that_the_page_names(number: int) -> None:
     """The tests named after a threat are those in its row: `python -m tests.lib.threats` writes them."""
     assert THREATS.named.get(number), f"no test is named test_threat_{number}_…"

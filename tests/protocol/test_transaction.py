@@ -14,6 +14,7 @@ from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, Expiry
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.tx import FINAL_SEQUENCE, UnsignedTransaction, varint
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+from tests.lib.looped import looped
 
 OUTPOINTS = st.builds(OutPoint, st.binary(min_size=32, max_size=32), st.integers(0, 0xFFFFFFFF))
 SCRIPTS = st.binary(max_size=300)
@@ -55,13 +56,13 @@ def test_bytes_and_digests_are_those_of_bitcoinlib(
     assert ours.legacy_digest(index, script_code) == SignatureHash(CScript(script_code), theirs, index, SIGHASH_ALL)
 
 
-@pytest.mark.parametrize("number", [0, 1, 0xFC, 0xFD, 0xFE, 0xFFFF, 0x10000, 0xFFFFFFFF])
+@looped("number", [0, 1, 0xFC, 0xFD, 0xFE, 0xFFFF, 0x10000, 0xFFFFFFFF])
 def test_counts_are_written_as_bitcoin_does(number: int) -> None:
     """At every boundary of its size a count has the bytes of CompactSize."""
     assert varint(number) == VarIntSerializer.serialize(number)
 
 
-@pytest.mark.parametrize("index", [-1, 1])
+@looped("index", [-1, 1])
 def test_threat_15_no_digest_of_an_input_that_is_not_there(index: int) -> None:
     """The digest of a missing input would be the constant 1, valid for every transaction: it is never computed."""
     with pytest.raises(IndexError):

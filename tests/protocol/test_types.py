@@ -6,6 +6,7 @@ import pytest
 
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import OutPoint
+from tests.lib.looped import looped
 
 SHOWN = "5e6abddf6d1842ed39fccff7c8b9f2590e5fa030c5c0cafc663073ad4390d404"
 
@@ -32,22 +33,20 @@ def test_reversed_is_the_same_index_of_the_other_reading() -> None:
     assert outpoint.reversed.reversed == outpoint
 
 
-@pytest.mark.parametrize(
-    "txid", ["", SHOWN[1:], SHOWN + "0", SHOWN.upper(), " " + SHOWN[1:], SHOWN + "\n", "\u0661" * 64]
-)
+@looped("txid", ["", SHOWN[1:], SHOWN + "0", SHOWN.upper(), " " + SHOWN[1:], SHOWN + "\n", "\u0661" * 64])
 def test_threat_27_other_txids_are_refused(txid: str) -> None:
     """A txid is 64 lower-case hex digits."""
     with pytest.raises(Malformed, match="funding_txid"):
         OutPoint.parse(txid, 0)
 
 
-@pytest.mark.parametrize("vout", [0, 2**32 - 1])
+@looped("vout", [0, 2**32 - 1])
 def test_both_ends_of_the_index_are_read(vout: int) -> None:
     """The first and the last index are accepted."""
     assert OutPoint.parse(SHOWN, vout).vout == vout
 
 
-@pytest.mark.parametrize("vout", [-1, 2**32])
+@looped("vout", [-1, 2**32])
 def test_threat_40_other_indexes_are_refused(vout: int) -> None:
     """An index has 32 bits, and the refusal has both numbers."""
     with pytest.raises(Malformed, match=f"got {vout}, want 0 to 4294967295"):

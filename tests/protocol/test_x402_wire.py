@@ -123,7 +123,7 @@ def test_the_vectors_are_those_of_the_code() -> None:
         assert read_vectors(name) == content, name
 
 
-@pytest.mark.parametrize("case", VALID["cases"], ids=lambda case: case["name"])
+@looped("case", VALID["cases"], ids=lambda case: case["name"])
 def test_a_valid_header_has_its_meaning(case: dict[str, Any]) -> None:
     """The value is standard base64 of the JSON beside it, and is read as the vector says."""
     assert json.loads(base64.b64decode(case["value"], validate=True)) == case["json"]
@@ -225,7 +225,7 @@ def test_a_success_comes_back(state: ChannelState, charged_sat: Sat, key: bytes)
 # --- offers against payments --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", OTHER_TERMS, ids=lambda change: next(iter(change)))
+@looped("change", OTHER_TERMS, ids=lambda change: next(iter(change)))
 def test_a_payment_for_other_terms_is_refused(change: dict[str, Any]) -> None:
     """A payment that chose an offer is refused as soon as one term of the offer is another."""
     now_asked = msgspec.structs.replace(vectors.OFFER, **change)
@@ -278,7 +278,7 @@ def test_offers_that_this_binding_can_not_pay_are_left_out() -> None:
 # --- broken input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [read_payment, read_required, read_response])
+@looped("read", [read_payment, read_required, read_response])
 def test_a_header_that_is_too_long_is_not_decoded(read: Any) -> None:
     """The limit counts characters of the header; the refusal has both numbers."""
     longest = base64.b64encode(b" " * (MAX_HEADER_BYTES // 4 * 3)).decode()
@@ -289,7 +289,7 @@ def test_a_header_that_is_too_long_is_not_decoded(read: Any) -> None:
         read(longest + "ICAg")
 
 
-@pytest.mark.parametrize("read", [read_payment, read_required, read_response])
+@looped("read", [read_payment, read_required, read_response])
 def test_deep_nesting_is_refused(read: Any) -> None:
     """Thousands of brackets are a refusal, not a crash."""
     for text in (b'{"a":' * 2000, b"[" * 12_000, b'{"x402Version":2,"accepts":[' + b"[" * 5000 + b"]" * 5000 + b"]}"):

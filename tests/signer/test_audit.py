@@ -21,6 +21,7 @@ from signer.audit.chain import (
     encode_lines,
     verify,
 )
+from tests.lib.looped import looped
 
 FROZEN = (
     b'{"n":1,"at_ms":1700000000123,"peer_uid":1000,"asked":"KeyRequest","about":{"expiry":1800000000},"digest":"ab",'
@@ -217,15 +218,13 @@ def test_rewritten_log_is_found_by_its_head() -> None:
     assert entries[-1].hash != kept
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"\n", b"{}\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"null\n", bytes(600) + b"\n"]
-)
+@looped("garbage", [b"\n", b"{}\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"null\n", bytes(600) + b"\n"])
 def test_garbage_instead_of_a_line_is_found(garbage: bytes) -> None:
     """For any garbage in the place of a line, its number is reported."""
     assert broken([*LINES[:3], garbage, *LINES[3:]]).line == 4
 
 
-@pytest.mark.parametrize("more", [{"extra": 1}, {"n": 1.0}, {"peer_uid": "1000"}])
+@looped("more", [{"extra": 1}, {"n": 1.0}, {"peer_uid": "1000"}])
 def test_same_text_written_otherwise_is_no_line(more: dict[str, Any]) -> None:
     """JSON with the same or more content, but in other bytes, does not pass as the line."""
     spaced = json.dumps({**json.loads(LINES[3]), **more}).encode() + b"\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire.signer_messages import (
     AgainRequest,
@@ -18,6 +16,7 @@ from paychan.protocol.wire.signer_messages import (
 )
 from signer.judge.facts import Limits
 from signer.keys.ring import KeyRing, hardened_keys
+from tests.lib.looped import looped
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
@@ -52,7 +51,7 @@ def refused(reply: object) -> bool:
     return isinstance(reply, Refusal)
 
 
-@pytest.mark.parametrize("flood", FLOODS)
+@looped("flood", FLOODS)
 def test_fault_67_no_flood_holds_up_settlements_or_the_operator(flood: str) -> None:
     """During ten thousand requests of one kind, all settling requests are signed and the operator is answered."""
     handler = make_handler(KEYS, REQUEST, limits=Limits(requests_per_second=5), clock=lambda: 1_000.0)

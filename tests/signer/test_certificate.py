@@ -5,7 +5,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
-import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script
@@ -25,6 +24,7 @@ from signer.judge.rate import CERTIFICATES_PER_HOUR
 from signer.keys.ring import DEBUG_KEY, KeyRing, StaticKey, hardened_keys, rbpcp_v2_keys
 from signer.ledger.base import Entry, LedgerFailed
 from tests.lib.ledger import MemoryLedger
+from tests.lib.looped import looped
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
@@ -50,12 +50,12 @@ def lasting(seconds: int, begin: int = NOW) -> dict[str, UnixTime]:
     return {"not_before": UnixTime(begin), "not_after": UnixTime(begin + seconds)}
 
 
-@pytest.mark.parametrize(
+@looped(
     "keys",
     [KEYS, KeyRing([rbpcp_v2_keys(bytes(32))]), KeyRing([StaticKey(DEBUG_KEY)], key_script(CLIENT_KEY))],
     ids=["hardened", "rbpcp-v2", "debug"],
 )
-@pytest.mark.parametrize("times", [lasting(1), lasting(MOST_SECONDS), lasting(60, NOW - BEGIN_SECONDS)])
+@looped("times", [lasting(1), lasting(MOST_SECONDS), lasting(60, NOW - BEGIN_SECONDS)])
 def test_a_certificate_is_signed_in_every_mode(keys: KeyRing, times: dict[str, UnixTime]) -> None:
     """A key is certified by the identity key for the requested times, up to both limits."""
     request = CertificateRequest(7, RECEIPT_KEY, **times)
@@ -67,7 +67,7 @@ def test_a_certificate_is_signed_in_every_mode(keys: KeyRing, times: dict[str, U
     assert Certificate(reply.identity_key, RECEIPT_KEY, **times, signature=reply.signature).problem() == ""
 
 
-@pytest.mark.parametrize(
+@looped(
     ("changes", "reason"),
     [
         ({"receipt_key": b"\x05" + RECEIPT_KEY[1:]}, "compressed"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from bitcoin.core import CTransaction
 from coincurve import PublicKey
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from signer.judge.handler import Handler
 from signer.keys.ring import KeyRing, StaticKey, hardened_keys, rbpcp_v2_keys
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
+from tests.lib.looped import looped
 from tests.signer.messages import (
     make_child_request,
     make_handler,
@@ -49,8 +49,8 @@ def spendable_sat(parent: SettlementRequest) -> int:
     return sum(claim.received_sat for claim in parent.claims) + sum(coin.value_sat for coin in coins) - parent.fee_sat
 
 
-@pytest.mark.parametrize("keys", [KEYS, KeyRing([rbpcp_v2_keys(SEED)])], ids=["hardened", "rbpcp-v2"])
-@pytest.mark.parametrize("make", [make_request, make_reserve_request])
+@looped("keys", [KEYS, KeyRing([rbpcp_v2_keys(SEED)])], ids=["hardened", "rbpcp-v2"])
+@looped("make", [make_request, make_reserve_request])
 def test_child_spends_the_server_output_to_the_same_script(keys: KeyRing, make: Any) -> None:
     """Core's interpreter accepts the child as a spend of the settlement's output, and only the fee is taken from it."""
     parent = make(keys)
@@ -99,7 +99,7 @@ def test_static_key_signs_children_of_its_reserve_alone() -> None:
     assert isinstance(handler(make_child_request(with_reserve)), ChildReply)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("parent", "path", "new", "tag", "reason"),
     [
         (PARENT, "parent.fee_sat", 5_001, "policy-template", "no settlement that was signed before"),
@@ -149,7 +149,7 @@ def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, ta
     assert handler(valid) == before
 
 
-@pytest.mark.parametrize(("parent", "fee_sat"), [(PARENT, 1_594_454), (WITH_RESERVE, 1_595_000), (PARENT, 0)])
+@looped(("parent", "fee_sat"), [(PARENT, 1_594_454), (WITH_RESERVE, 1_595_000), (PARENT, 0)])
 def test_child_may_cost_up_to_its_limits(parent: SettlementRequest, fee_sat: int) -> None:
     """A child leaves at least 546 sat, and its fee and the parent's together are at most the value received."""
     handler, _, _ = signing(KEYS, parent)

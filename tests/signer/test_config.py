@@ -11,6 +11,7 @@ import pytest
 from paychan.protocol.settings import SettingsError
 from signer.cli.rotate import with_destination
 from signer.config import SignerConfig, load_signer_config
+from tests.lib.looped import looped
 
 SHIPPED = Path(__file__).parents[2] / "config"
 KEY = '[key]\nmode = "hardened"\n'
@@ -27,7 +28,7 @@ def load(tmp_path: Path, text: str) -> SignerConfig:
     return load_signer_config(file)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("name", "network", "debug", "mode", "create"),
     [
         ("live", "live", False, "hardened", False),
@@ -49,7 +50,7 @@ def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, cre
     assert config.allowed_uids == {os.geteuid()}
 
 
-@pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
+@looped("name", ["live", "test", "regtest", "debug"])
 def test_shipped_files_hold_no_secret(name: str) -> None:
     """No shipped file contains a value that could be a key or a seed."""
     assert not re.search(r"[0-9a-fA-F]{64}", (SHIPPED / name / "signer.toml").read_text())

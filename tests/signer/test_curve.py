@@ -13,6 +13,7 @@ from paychan.protocol.keys import GROUP_ORDER
 from paychan.protocol.payment import encoding_problem
 from signer.token.curve import compressed_point, der_signature
 from tests.lib.ecdsa import der
+from tests.lib.looped import looped
 
 numbers = st.integers(1, GROUP_ORDER - 1)
 small_numbers = st.one_of(numbers, st.integers(1, 1 << 16), st.integers(GROUP_ORDER - 5, GROUP_ORDER - 1))
@@ -44,7 +45,7 @@ def test_signatures_with_high_s_verify_too(key: PrivateKey, digest: bytes, high:
     assert key.public_key.verify(signature, digest, hasher=None)
 
 
-@pytest.mark.parametrize(
+@looped(
     "wrong",
     [
         b"",
@@ -82,7 +83,7 @@ def test_anything_else_is_no_point(junk: bytes) -> None:
         PublicKey(compressed_point(junk))
 
 
-@pytest.mark.parametrize("first", [5, 6, 7, 0])
+@looped("first", [5, 6, 7, 0])
 def test_hybrid_points_are_refused(first: int) -> None:
     """A point with another first byte is refused, even 06 and 07, which libsecp256k1 accepts."""
     point = PrivateKey(b"\x05" * 32).public_key.format(compressed=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from bitcoin.core import CTransaction, CTxInWitness, CTxWitness
 from bitcoin.core.script import SIGHASH_ALL, CScript, CScriptWitness, SignatureHash
 from hypothesis import given, settings
@@ -137,7 +136,7 @@ def test_reserve_key_is_that_of_settlements() -> None:
     assert handler()(ReserveRequest(6)) == ReserveReply(6, KEYS.reserve().public_key)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("client_key", "expiry", "reason"),
     [
         (b"\x02" + b"\xff" * 32, EXPIRY, "not a point"),
@@ -165,7 +164,7 @@ def test_no_key_for_a_client_with_the_servers_key() -> None:
     assert reply.tag == "policy-template"
 
 
-@pytest.mark.parametrize("case", JS_CASES, ids=lambda case: case.name)
+@looped("case", JS_CASES, ids=lambda case: case.name)
 def test_settlements_of_the_vectors_are_reproduced(case: Case) -> None:
     """With the vectors' server key, each settlement is the published one byte for byte."""
     expected = case.raw["settlement"]
@@ -182,8 +181,8 @@ def test_settlements_of_the_vectors_are_reproduced(case: Case) -> None:
     assert reply.settlement.fee_sat == expected["fee"]
 
 
-@pytest.mark.parametrize("make_keys", [hardened_keys, rbpcp_v2_keys])
-@pytest.mark.parametrize("drained", [0, 1, 5])
+@looped("make_keys", [hardened_keys, rbpcp_v2_keys])
+@looped("drained", [0, 1, 5])
 def test_policy_sighash(make_keys: Callable[[bytes], KeySource], drained: int) -> None:
     """Every signed digest is the SIGHASH_ALL digest of its input, and every server signature has the flag ALL."""
     recording = Recording(make_keys(bytes(32)))
@@ -279,7 +278,7 @@ def test_any_request_is_refused_or_answered_correctly(request: SettlementRequest
     assert paid == ({own: total_sat} if total_sat else {})
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "witness", "huge"])
+@looped("damage", ["short", "long", "witness", "huge"])
 def test_only_transactions_with_the_bytes_of_their_txid_are_accepted(damage: str) -> None:
     """Broken bytes, trailing bytes or a witness are refused, for the txid would differ: no output is recorded."""
     funding = make_fundings(REQUEST)[0]
@@ -300,7 +299,7 @@ def test_only_transactions_with_the_bytes_of_their_txid_are_accepted(damage: str
     assert not ledger.shown_outputs
 
 
-@pytest.mark.parametrize("outputs", [(), (1,), (-1,), (1 << 40,), (0, 5), tuple(range(MAX_CLAIMS + 1))])
+@looped("outputs", [(), (1,), (-1,), (1 << 40,), (0, 5), tuple(range(MAX_CLAIMS + 1))])
 def test_only_existing_outputs_are_recorded(outputs: tuple[int, ...]) -> None:
     """For indices that do not exist, no index, or too many, no output is recorded."""
     ledger = MemoryLedger()

@@ -30,6 +30,7 @@ from signer.keys.ring import (
     rbpcp_v2_keys,
 )
 from tests.lib import background
+from tests.lib.looped import looped
 from tests.lib.vectors import read_vectors
 from tests.signer.messages import CLIENT_KEY, EXPIRY
 
@@ -59,7 +60,7 @@ def parse_path(path: str) -> list[int]:
     return [int(step.rstrip("'")) | (HARDENED if step.endswith("'") else 0) for step in path.split("/")[1:]]
 
 
-@pytest.mark.parametrize("case", BIP32_CASES, ids=lambda case: case["seed_hex"][:8])
+@looped("case", BIP32_CASES, ids=lambda case: case["seed_hex"][:8])
 def test_nodes_are_those_of_bip32(case: dict[str, Any]) -> None:
     """Keys and chain codes along BIP32's test vectors 1 to 4 are those of the published extended keys."""
     root = Node.from_seed(bytes.fromhex(case["seed_hex"]))
@@ -72,7 +73,7 @@ def test_nodes_are_those_of_bip32(case: dict[str, Any]) -> None:
         assert (node.chain_code, node.key.secret) == (raw[13:45], raw[46:78]), link["path"]
 
 
-@pytest.mark.parametrize("case", HD_CASES, ids=lambda case: case["id"])
+@looped("case", HD_CASES, ids=lambda case: case["id"])
 def test_policy_template_and_destination_of_rbpcp_v2(case: dict[str, Any]) -> None:
     """Server key and destination of a channel are those that bitcoinjs derives by RBPCP §9.2."""
     keys = rbpcp_v2_keys(bytes.fromhex(case["root_seed_hex"]))
@@ -170,9 +171,7 @@ def test_trees_of_one_seed_are_disjoint() -> None:
     assert destination_script(first) != destination_script(second)
 
 
-@pytest.mark.parametrize(
-    "keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED)], ids=["hardened", "rbpcp-v2", "static"]
-)
+@looped("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED)], ids=["hardened", "rbpcp-v2", "static"])
 def test_signatures_verify_and_are_deterministic(keys: KeySource) -> None:
     """Signatures of all keys are strict DER with low S, verify, and are the same every time (RFC 6979)."""
     destination = keys.destination_key(CLIENT_KEY, EXPIRY)
@@ -232,7 +231,7 @@ def test_new_channels_get_the_newest_key() -> None:
         KeyRing([OtherKeys(), *GENERATIONS]).new(CLIENT_KEY, EXPIRY)
 
 
-@pytest.mark.parametrize("number", range(3))
+@looped("number", range(3))
 def test_keys_of_all_generations_are_found(number: int) -> None:
     """A channel's key and a reserve's are found in any generation; no other key is."""
     ring = KeyRing(GENERATIONS)

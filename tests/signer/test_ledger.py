@@ -49,6 +49,7 @@ from signer.vital import EXIT_BROKEN
 from tests.lib import background
 from tests.lib.ledger import MemoryLedger, put_together
 from tests.lib.ledger import put as write
+from tests.lib.looped import looped
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.signer.messages import (
     make_child_request,
@@ -164,7 +165,7 @@ def test_bytes_of_entries_never_change() -> None:
     assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "funding_sat"),
     [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat), (THIRD_VERSION, ENTRY.funding_sat)],
 )

@@ -16,12 +16,13 @@ from paychan.protocol.types import Network
 from paychan.shared import words as mnemonic
 from paychan.shared.words import WrongWords, near, to_entropy, to_seed, to_words
 from signer.cli.pubkey import extended_key
+from tests.lib.looped import looped
 
 VECTORS = json.loads(Path(__file__).with_name("bip39_vectors.json").read_text())
 ROOT = VECTORS["root"]
 
 
-@pytest.mark.parametrize(("entropy", "words"), VECTORS["cases"])
+@looped(("entropy", "words"), VECTORS["cases"])
 def test_words_are_those_of_bip39(entropy: str, words: str) -> None:
     """Entropy and words of the published vectors are converted to each other."""
     assert " ".join(to_words(bytes.fromhex(entropy))) == words
@@ -48,9 +49,7 @@ def test_every_entropy_comes_back(entropy: bytes) -> None:
     assert to_entropy([word[:4] for word in words]) == entropy
 
 
-@pytest.mark.parametrize(
-    ("wrong", "like"), [("abandom", "abandon"), ("abuot", "about"), ("lettre", "letter"), ("yelow", "yellow")]
-)
+@looped(("wrong", "like"), [("abandom", "abandon"), ("abuot", "about"), ("lettre", "letter"), ("yelow", "yellow")])
 def test_wrong_word_is_named_with_its_neighbours(wrong: str, like: str) -> None:
     """The first unknown word is named with its number and similar words."""
     words = [*["abandon"] * 6, wrong, *["abandon"] * 5]
@@ -60,7 +59,7 @@ def test_wrong_word_is_named_with_its_neighbours(wrong: str, like: str) -> None:
     assert like in near(wrong)
 
 
-@pytest.mark.parametrize("word", ["00112233445566778899aabbccddeeff", "abandonabandonabandon", "", "ab1", "кошка" * 3])
+@looped("word", ["00112233445566778899aabbccddeeff", "abandonabandonabandon", "", "ab1", "кошка" * 3])
 def test_text_that_is_no_word_is_not_shown(word: str) -> None:
     """Text that can't be a word, such as a key in the wrong place, is refused without being shown."""
     with pytest.raises(WrongWords, match="word 1 is not one of the 2048 words") as refused:
@@ -68,7 +67,7 @@ def test_text_that_is_no_word_is_not_shown(word: str) -> None:
     assert not word or word not in str(refused.value)
 
 
-@pytest.mark.parametrize("count", [0, 1, 11, 13, 23, 25])
+@looped("count", [0, 1, 11, 13, 23, 25])
 def test_wrong_number_of_words_is_refused(count: int) -> None:
     """Both numbers are in the refusal."""
     with pytest.raises(WrongWords, match=f"got {count} words, a backup has 12, 15, 18, 21 or 24"):

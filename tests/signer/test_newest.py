@@ -35,6 +35,7 @@ from signer.ledger.entries import Output, decode_entry, encode_entry, entries_of
 from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.channels import RULES
 from tests.lib.ledger import MemoryLedger, put
+from tests.lib.looped import looped
 from tests.signer.messages import (
     EXPIRY,
     Answers,
@@ -146,7 +147,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("path", "wrong"), WRONG)
+@looped(("path", "wrong"), WRONG)
 def test_fault_73_the_watermark_needs_the_clients_signature(path: str, wrong: Any) -> None:
     """A payment is checked as in a settlement; a wrong one in a batch stops no other.
 
@@ -212,7 +213,7 @@ def test_fault_73_the_most_that_a_server_pays_is_signed() -> None:
         assert isinstance(handler(mutated(request, "fee_sat", most)), SettlementReply)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("rate", "share", "names"),
     [(200, 50, []), (201, 50, ["max_fee_sat_per_vb"]), (200, 51, ["max_fee_percent"]), (9_000, 60, None)],
 )
@@ -264,7 +265,7 @@ def test_fault_73_a_funding_that_is_shown_again_gets_no_younger() -> None:
     assert tag(handler(request)) == ""
 
 
-@pytest.mark.parametrize(
+@looped(
     ("aged_seconds", "set_back_seconds", "said"),
     [
         (HOUR, 1, "policy-rate"),

@@ -27,6 +27,7 @@ from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing, SigningKey, SoftKey, StaticKey
 from tests.lib import signertext
 from tests.lib.ledger import MemoryLedger
+from tests.lib.looped import looped
 from tests.lib.signerexample import CERTIFICATE_REQUEST, DESTINATION, EXAMPLE, IDENTITY
 from tests.lib.signerpage import PAGE, meaning, page, replies, requests, structures, tags
 from tests.signer.messages import Answers
@@ -76,7 +77,7 @@ def test_example_is_what_the_signer_answers() -> None:
         assert handler(request) == reply
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLE)))
+@looped("number", range(len(EXAMPLE)))
 def test_example_is_read_as_it_was_written(number: int) -> None:
     """The page's bytes are frames of the messages above them."""
     _, request, reply = EXAMPLE[number]
@@ -88,7 +89,7 @@ def test_example_is_read_as_it_was_written(number: int) -> None:
         assert (read, frame_size(frame[:4])) == (message, len(frame) - 4)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "is_read"),
     [
         ("92 01 05", Health(5)),

@@ -13,6 +13,7 @@ import pytest
 
 from signer.secret import sources as passphrase
 from signer.secret.sources import NoSecret, Secret, Sources, choose_secret, given_secret, read_secret
+from tests.lib.looped import looped
 
 WORD = "correct horse battery staple"
 
@@ -62,7 +63,7 @@ def test_file_is_read_without_its_end(tmp_path: Path, text: str) -> None:
     assert read(sources(beside=path)) == WORD
 
 
-@pytest.mark.parametrize("text", [WORD, f"{WORD}\n", f"{WORD}\nmore\n"])
+@looped("text", [WORD, f"{WORD}\n", f"{WORD}\nmore\n"])
 def test_descriptor_is_read_and_closed(text: str) -> None:
     """A pipe gives its line, and the descriptor is closed, so that child processes don't inherit it."""
     reader = piped(text.encode())

@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script, p2sh_script, witness_script
@@ -208,13 +207,13 @@ def test_policy_template(path: str, new: Any, reason: str) -> None:
     expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), DESTINATION)
+@looped(("path", "new", "reason"), DESTINATION)
 def test_policy_destination(path: str, new: Any, reason: str) -> None:
     """The server's output pays only to a destination of one of the claims."""
     expect_refusal(mutated(REQUEST, path, new), "policy-destination", reason)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), RESERVE_DESTINATION)
+@looped(("path", "new", "reason"), RESERVE_DESTINATION)
 def test_policy_destination_of_the_reserve(path: str, new: Any, reason: str) -> None:
     """With coins of the reserve, the server's output pays back to the reserve, whose key is the signer's own."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-destination", reason, WITH_RESERVE)
@@ -226,13 +225,13 @@ def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
     expect_refusal(mutated(REQUEST, path, new), "policy-client-signature", reason)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), LAYOUT)
+@looped(("path", "new", "reason"), LAYOUT)
 def test_policy_template_of_the_fee(path: str, new: Any, reason: str) -> None:
     """No transaction has a fee that is negative, or more than was received."""
     expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), COINS)
+@looped(("path", "new", "reason"), COINS)
 def test_policy_template_of_the_reserve(path: str, new: Any, reason: str) -> None:
     """The reserve's coins are distinct, possible outputs, and none of their value becomes fee."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-template", reason, WITH_RESERVE)
@@ -284,19 +283,19 @@ def test_protocol_funding() -> None:
         assert isinstance(handler(WITH_RESERVE), SettlementReply)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), FEE)
+@looped(("path", "new", "reason"), FEE)
 def test_policy_fee(path: str, new: Any, reason: str) -> None:
     """The fee is within share and cap, and no value may be understated, which would burn the difference."""
     expect_refusal(mutated(REQUEST, path, new), "policy-fee", reason)
 
 
-@pytest.mark.parametrize(("path", "new", "reason"), RESERVE_FEE)
+@looped(("path", "new", "reason"), RESERVE_FEE)
 def test_policy_fee_with_a_reserve(path: str, new: Any, reason: str) -> None:
     """The same holds for coins of the reserve: their values are those that were shown."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-fee", reason, WITH_RESERVE)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("limits", "most_sat"),
     [
         (Limits(max_fee_percent=10, max_fee_sat_per_vb=1_000), 160_000),
@@ -322,7 +321,7 @@ def test_policy_fee_always_allows_a_relayed_fee() -> None:
     assert isinstance(make_handler(KEYS, small)(mutated(small, "fee_sat", 1_000)), SettlementReply)
 
 
-@pytest.mark.parametrize("change_sat", [400_001, 999_999])
+@looped("change_sat", [400_001, 999_999])
 def test_policy_watermark(change_sat: int) -> None:
     """An older payment of the client, which leaves it more, is no longer signed, at any fee."""
     older = mutated(REQUEST, "claims.0", make_claim(SERVER_KEY, change_sat=change_sat))
@@ -345,7 +344,7 @@ RATE = [
 ]
 
 
-@pytest.mark.parametrize(("limits", "seconds", "reason"), RATE)
+@looped(("limits", "seconds", "reason"), RATE)
 def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
     """Beyond a sum per hour or day nothing new is signed until that time is over; a repetition is."""
     now = [EXPIRY - 1_000_000]
@@ -366,8 +365,8 @@ def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
     assert isinstance(handler(other), SettlementReply)
 
 
-@pytest.mark.parametrize("ahead", [2 * 3_600, 365 * 86_400])
-@pytest.mark.parametrize("limits", [limits for limits, _, _ in RATE])
+@looped("ahead", [2 * 3_600, 365 * 86_400])
+@looped("limits", [limits for limits, _, _ in RATE])
 def test_fault_16_sums_of_a_clock_that_was_ahead_do_not_count(limits: Limits, ahead: int) -> None:
     """Sums of a clock that was hours or a year ahead use no limit once it is right; of one set back by minutes they do."""
     now = [EXPIRY - 1_000_000]
@@ -477,7 +476,7 @@ TRIALS = [
 ]
 
 
-@pytest.mark.parametrize(("tag", "path", "new", "limits"), TRIALS)
+@looped(("tag", "path", "new", "limits"), TRIALS)
 def test_policies_on_trial_sign_and_log(tag: str, path: str, new: Any, limits: Limits) -> None:
     """A policy on trial refuses nothing and logs what it would refuse; all others still refuse."""
     ledger = MemoryLedger()
@@ -493,7 +492,7 @@ def test_policies_on_trial_sign_and_log(tag: str, path: str, new: Any, limits: L
     assert refused.tag == "policy-client-signature"
 
 
-@pytest.mark.parametrize("tag", ["policy-watermark", "policy-replacement"])
+@looped("tag", ["policy-watermark", "policy-replacement"])
 def test_a_trial_does_not_lower_the_recorded_limits(tag: str) -> None:
     """A signature on trial lowers neither the watermark nor the rate: after the trial the limits are the same."""
     ledger = MemoryLedger()
@@ -531,7 +530,7 @@ def test_every_policy_has_its_code_documentation_and_test() -> None:
     assert every >= TRIABLE
 
 
-@pytest.mark.parametrize(("seconds", "most_sat"), [(6 * 3600 + 1, 100_000), (6 * 3600, 120_000), (-3600, 120_000)])
+@looped(("seconds", "most_sat"), [(6 * 3600 + 1, 100_000), (6 * 3600, 120_000), (-3600, 120_000)])
 def test_fault_09_near_expiry_the_rate_alone_bounds_the_fee(seconds: int, most_sat: int) -> None:
     """Half of 200,000 sat received, until six hours before the expiry by the signer's clock; then only 200 sat/vB."""
     request = mutated(make_request(KEYS, drained=0), "claims", (make_claim(server_key(KEYS), change_sat=800_000),))

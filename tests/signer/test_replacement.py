@@ -7,7 +7,6 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from coincurve import PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Flow, Output, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger, Written
+from tests.lib.looped import looped
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT,
@@ -102,7 +102,7 @@ def test_a_dearer_settlement_is_signed_and_remembered() -> None:
     assert signer.signs(DEARER)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("path", "new", "reason", "need"),
     [
         ("fee_sat", 4_999, "no higher rate", 5_001),
@@ -125,7 +125,7 @@ def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) 
     signer.signs(mutated(changed, "fee_sat", refusal.need_sat))
 
 
-@pytest.mark.parametrize("claim", [claim_to(OTHER_SCRIPT), claim_to(OTHER_SCRIPT, 399_999)])
+@looped("claim", [claim_to(OTHER_SCRIPT), claim_to(OTHER_SCRIPT, 399_999)])
 def test_fault_04_another_script_that_the_client_signed_for_is_no_harm(claim: Claim) -> None:
     """The same or less change at another script is signed, at a higher rate; more change is not, at any script."""
     signer = Signer(REQUEST)
@@ -138,7 +138,7 @@ def test_fault_04_another_script_that_the_client_signed_for_is_no_harm(claim: Cl
     assert more.tag == "policy-watermark"
 
 
-@pytest.mark.parametrize("change_sat", [0, 399_999])
+@looped("change_sat", [0, 399_999])
 def test_less_change_may_follow(change_sat: int) -> None:
     """A newer payment, which leaves the client less, may be settled at a higher rate."""
     newer = mutated(DEARER, "claims.0", make_claim(SERVER_KEY, change_sat=change_sat))
@@ -157,7 +157,7 @@ def test_coins_of_the_reserve_count_by_their_size() -> None:
     signer.signs(mutated(with_reserve, "fee_sat", need))
 
 
-@pytest.mark.parametrize("old", [REQUEST, mutated(make_reserve_request(KEYS, coins=1), "fee_sat", 5_000)])
+@looped("old", [REQUEST, mutated(make_reserve_request(KEYS, coins=1), "fee_sat", 5_000)])
 def test_fault_05_a_settlement_without_all_inputs_need_not_pay_the_rate_of_all(old: SettlementRequest) -> None:
     """Without all inputs of an earlier settlement, which may be dead, its share by value or by size is enough."""
     signer = Signer(old)
@@ -308,7 +308,7 @@ def digest_hex(request: SettlementRequest) -> str:
 FROZEN_DIGEST = "001feb11f3a77020df4edc3322d5a8412e606e3f58df79fbd9c0664f7214ac3c"
 
 
-@pytest.mark.parametrize("shown", [False, True], ids=["no payment known", "payment shown"])
+@looped("shown", [False, True], ids=["no payment known", "payment shown"])
 def test_fault_08_a_settlement_with_dependent_payments_is_not_replaced(shown: bool) -> None:
     """A withdrawal whose change output funds a channel with payments is signed again, but for no other fee."""
     terms = REQUEST.claims[0].terms

@@ -23,6 +23,7 @@ from paychan.protocol.wire.signer_messages import (
     frame_size,
 )
 from paychan.protocol.wire.signer_versions import VERSION, VERSIONS
+from tests.lib.looped import looped
 
 FINGERPRINTS = {
     # Server and signer are updated at different times, so every released version keeps its line for ever. When a test
@@ -62,7 +63,7 @@ def test_versions_have_reasons() -> None:
     assert len(set(FINGERPRINTS.values())) == VERSION
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_FRAME_BYTES + 1, 0xFFFFFFFF])
+@looped("size", [0, 1, MAX_FRAME_BYTES + 1, 0xFFFFFFFF])
 def test_impossible_lengths_are_refused(size: int) -> None:
     """An impossible length is refused before the body is read."""
     with pytest.raises(WireError, match=f"frame of {size} bytes"):
@@ -74,7 +75,7 @@ def test_frame_is_length_version_and_body() -> None:
     assert encode_frame(Health(5)) == bytes.fromhex("00000004 07 92 01 05")
 
 
-@pytest.mark.parametrize("body", ["", "00920105", "06920105", "07", "079104", "07930201c0", "07c1", "079165", "0780"])
+@looped("body", ["", "00920105", "06920105", "07", "079104", "07930201c0", "07c1", "079165", "0780"])
 def test_invalid_messages_are_refused(body: str) -> None:
     """Unknown versions and numbers, missing fields and garbage are `WireError`s, as requests and as replies."""
     for decode in (decode_request, decode_reply):
