@@ -17,13 +17,16 @@ QUICK = {"protocol", "actors", "config", "cli", "gateway"}
 """Folders whose tests need no other process: `pytest -m quick` runs them in under a minute."""
 
 SLOWEST = (
-    "functional/test_installs.py", "functional/test_regtest_steps.py", "functional/test_regtest_payer_coins.py",
-    "signer/test_hostile_server.py", "functional/test_regtest_fees.py", "functional/test_up.py",
-    "functional/test_regtest_payer.py", "functional/test_regtest_withdraw.py", "functional/test_signer_away.py",
-    "functional/test_secrets_stay_inside.py", "functional/test_damaged_store.py", "crash/test_kill.py",
-    "signer/test_flood.py", "functional/test_fee_spike.py", "functional/test_clock.py", "api/test_stream_hostile.py",
-    "functional/test_node_families.py", "functional/test_degraded_start.py", "functional/test_pages_commands.py",
-    "functional/test_scale.py", "crash/test_settling_kills.py", "property/test_moving.py", "signer/test_memory_limit.py",
+    "functional/test_installs.py", "functional/test_regtest_steps.py", "signer/test_hostile_server.py",
+    "functional/test_regtest_withdraw.py", "functional/test_regtest_fees.py", "functional/test_up.py",
+    "functional/test_regtest_payer.py", "functional/test_regtest_payer_coins.py", "functional/test_signer_away.py",
+    "functional/test_damaged_store.py", "functional/test_secrets_stay_inside.py", "functional/test_scale.py",
+    "signer/test_flood.py", "functional/test_clock.py", "functional/test_degraded_start.py",
+    "functional/test_fee_spike.py", "crash/test_kill.py", "api/test_stream_hostile.py",
+    "functional/test_node_families.py", "functional/test_pages_commands.py", "api/test_callback.py",
+    "crash/test_settling_kills.py", "functional/test_mistakes.py", "functional/test_up_terminal.py",
+    "functional/test_node_cli.py", "api/test_connections.py", "actors/test_growth.py", "property/test_moving.py",
+    "signer/test_memory_limit.py", "signer/test_commands_terminal.py",
 )  # fmt: skip
 """The files that take longest, the slowest first; measured side by side, as the suite runs them."""
 
