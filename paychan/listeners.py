@@ -92,7 +92,7 @@ class _Selling:
         from paychan.gateway.counter import Counter  # noqa: PLC0415 - a server that sells nothing starts faster
 
         self._counter = Counter(self._service, pay_url)
-        self._counter.start()
+        await self._counter.start()
         if self._service.config.merchant.on:
             await self._open_merchant(self._counter)
         return "" if self._prices is None else await self._open_gateway(self._prices, self._counter)

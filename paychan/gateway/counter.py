@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -24,6 +25,7 @@ log = structlog.get_logger("gateway")
 
 _WORDS = {Network.LIVE: "mainnet", Network.REGTEST: "regtest", Network.TEST: "testnet"}
 _SECRET_BYTES = 32
+_PATIENCE_SECONDS = 1.0
 
 
 class Counter:
@@ -34,12 +36,16 @@ class Counter:
         self._secrets = _secrets(service.config.state_dir / "gateway.secrets")
         self._terms = _terms(service, pay_url)
         self._identity: Supervised | None = None
+        self._is_known = asyncio.Event()
         self.cashier = Cashier(Charges(service.registry), self._secrets, wall_clock)
         self.offering = Offering(self._terms, lambda: self._secrets)
 
-    def start(self) -> None:
-        """Begin to ask the signer for the identity key."""
+    async def start(self) -> None:
+        """Ask the signer for the identity key, and wait for it a moment; an absent signer delays the start no longer."""
         self._identity = self._service.supervisor.run("gateway identity", self._learn_identity, endless=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._is_known.wait()
 
     async def close(self) -> None:
         if self._identity is not None:
@@ -56,6 +62,7 @@ class Counter:
                 continue
             self._terms = replace(self._terms, identity=identity)
             self.offering.terms = self._terms
+            self._is_known.set()
             task.succeeded()
 
 

@@ -10,9 +10,6 @@ from paychan.shared.wording import clock
 from signer.audit.chain import Entry
 from signer.cli.terminal import show_table
 
-_SHOWN_DIGITS = 12
-"""Digits of a txid in the table."""
-
 _COLOURS = {"signed": "green", "given": "green", "would-refuse": "yellow", "refused": "red", "failed": "red"}
 
 
@@ -45,7 +42,7 @@ def show_decisions(entries: Sequence[Entry]) -> None:
             _sat(_received(entry)),
             _sat(entry.about.get("child_fee_sat", entry.about.get("fee_sat"))),
             _count(entry),
-            " ".join(map(_shortened, outpoints(entry))),
+            " ".join(outpoints(entry)),
             _decision(entry),
         )
         for entry in entries
@@ -63,12 +60,6 @@ def _count(entry: Entry) -> str:
     units = {"count": "times", "payments": "payments"}
     named = (f"{entry.about[name]} {unit}" for name, unit in units.items() if name in entry.about)
     return "" if outpoints(entry) else next(named, "")
-
-
-def _shortened(outpoint: str) -> str:
-    """Shorten a txid to a beginning that `--outpoint` takes; `--json` has all of it."""
-    txid, _, vout = outpoint.partition(":")
-    return f"{txid[:_SHOWN_DIGITS]}…:{vout}"
 
 
 def _received(entry: Entry) -> int | None:

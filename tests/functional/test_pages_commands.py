@@ -232,6 +232,10 @@ TERMINAL = "tests/signer/test_commands_terminal.py::test_init_and_recover_on_a_t
 SWEEP = "tests/functional/test_regtest_earnings.py::test_fault_47_earnings_on_derived_addresses_are_listed_and_swept"
 
 RUN_BY_ANOTHER_TEST = {
+    "paychan wallet restore --words --server URL --expires UNIX --index 0": (
+        "tests/client/test_old_copy.py::test_a_channel_comes_back_by_command"
+    ),
+    "paychan channel open NAME": "tests/client/test_old_copy.py::test_a_channel_comes_back_by_command",
     "paychan pay https://api.example/tile --max 50": "tests/client/paying/test_cli_pay.py::test_an_answer_goes_to_standard_output",
     "paychan wallet": "tests/client/paying/test_cli_pay.py::test_a_lost_answer_and_the_wallet",
     "paychan receipt verify receipt.json --identity HEX": (
@@ -316,6 +320,7 @@ NOT_EXECUTABLE_HERE = {
         f".venv/bin/python bench/{name}.py": _MEASURES
         for name in (
             "load",
+            "gateway",
             "proxies",
             "stream",
             "costs",

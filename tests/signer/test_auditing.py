@@ -154,7 +154,7 @@ def test_decisions_are_shown_to_people(config: Path) -> None:
     (refused,) = (row for row in rows if row.split()[:1] == ["3"])
     (child,) = (row for row in rows if row.split()[:1] == ["5"])
 
-    shown = f"{'ab' * 6}…:7", f"{'cd' * 6}…:0"
+    shown = f"{'ab' * 32}:7", f"{'cd' * 32}:0"
     for text in (clock(1_700_000_000), " 1000 ", "Settlement", " ".join(shown), "650,000", "2,000", "signed"):
         assert text in settled
     assert "refused policy-fee: fee of 9 sat, want [red]8[/red]" in refused
