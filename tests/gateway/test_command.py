@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.shop import Upstream
 from tests.lib.system import Daemon
 
 PAYCHAN = Path(sys.executable).parent / "paychan"
@@ -18,6 +17,8 @@ PAYCHAN = Path(sys.executable).parent / "paychan"
 
 def test_a_service_is_sold_by_one_command_and_paid_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command prints the gateway's URL and the command that pays it; that command gets the service's answer."""
+    from tests.gateway.upstream import Upstream
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     upstream = Upstream()

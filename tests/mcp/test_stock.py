@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import Client
-from mcp.server.mcpserver import MCPServer
-from mcp.shared.exceptions import MCPError
-from mpp import Credential
-from mpp.extensions.mcp.types import MCPChallenge, MCPCredential, MCPReceipt
-from x402 import x402Client
-from x402.mcp import x402MCPClient
 
 from paychan.client import Purse
-from paychan.mcp import PaidSession, PaidTools, wire
 from paychan.sell import priced
-from paychan.x402 import pay_with
+
+if TYPE_CHECKING:
+    from mcp import Client
+    from mcp.server.mcpserver import MCPServer
+
+    from paychan.mcp import PaidTools
 
 
 @pytest.fixture
 async def tools(merchant: Path) -> AsyncIterator[PaidTools]:
+    from paychan.mcp import PaidTools
+
     paid = PaidTools(merchant)
     yield paid
     await paid.close()
 
 
 def server_of(tools: PaidTools) -> MCPServer:
+    from mcp.server.mcpserver import MCPServer
+
     server = MCPServer("maps", middleware=[tools])
 
     @server.tool()
@@ -53,6 +54,12 @@ class Plain:
 
 async def test_x402s_client_pays(tools: PaidTools, purse: Purse) -> None:
     """Unmodified `x402MCPClient` reads our result, pays it by our scheme, and reads our receipt."""
+    from mcp import Client
+    from x402 import x402Client
+    from x402.mcp import x402MCPClient
+
+    from paychan.x402 import pay_with
+
     paying = x402Client()
     pay_with(paying, purse, max_sat=50)
     async with Client(server_of(tools)) as client:
@@ -64,6 +71,13 @@ async def test_x402s_client_pays(tools: PaidTools, purse: Purse) -> None:
 
 async def test_pympps_types_read_our_members(tools: PaidTools, purse: Purse) -> None:
     """Challenge, credential and receipt go through pympp's types for MCP, and come out the same."""
+    from mcp import Client
+    from mcp.shared.exceptions import MCPError
+    from mpp import Credential
+    from mpp.extensions.mcp.types import MCPChallenge, MCPCredential, MCPReceipt
+
+    from paychan.mcp import PaidSession, wire
+
     tools.unpaid, purse.prefer = "mpp", "mpp"
     sent: list[dict[str, Any]] = []
     async with Client(server_of(tools)) as client:

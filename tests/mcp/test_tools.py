@@ -6,25 +6,29 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import Client
-from mcp.server.mcpserver import MCPServer
-from mcp.shared.exceptions import MCPError
 
 from paychan.client import Budget, Purse, errors
-from paychan.mcp import PaidSession, PaidTools, wire
+from paychan.mcp import wire
 from paychan.protocol.wire.mpp_outcomes import PROBLEMS
 from paychan.protocol.wire.x402_json import read_response
 from paychan.protocol.wire.x402_outcomes import read_settled
 from paychan.sell import charge, priced
+
+if TYPE_CHECKING:
+    from paychan.mcp import PaidSession
 
 
 class Shop:
     """A server of MCP with tools, in this process. `calls` are the calls that reached a tool."""
 
     def __init__(self, merchant: Path) -> None:
+        from mcp.server.mcpserver import MCPServer
+
+        from paychan.mcp import PaidTools
+
         self.calls: list[Any] = []
         self.started = asyncio.Event()
         self.tools = PaidTools(merchant)
@@ -85,6 +89,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def session(shop: Shop, purse: Purse, mode: str = "auto") -> AsyncIterator[PaidSession]:
+    from mcp import Client
+
+    from paychan.mcp import PaidSession
+
     async with Client(shop.server, mode=mode) as client:
         yield PaidSession(client, purse)
 
@@ -118,6 +126,8 @@ async def test_a_tool_is_paid(shop: Shop, purse: Purse, mode: str, prefer: str) 
 
 async def test_an_unpaid_call_shows_both_offers(shop: Shop, mode: str) -> None:
     """A client that pays nothing gets the result of x402, with the challenges of MPP beside it; no tool runs."""
+    from mcp import Client
+
     async with Client(shop.server, mode=mode) as client:
         result = await client.call_tool("tile", {"z": 3})
     required = result.structured_content
@@ -133,6 +143,8 @@ async def test_an_unpaid_call_shows_both_offers(shop: Shop, mode: str) -> None:
 
 async def test_mpps_error_is_paid(shop: Shop, purse: Purse) -> None:
     """A server of MPP's convention answers with -32042, and the same client pays it."""
+    from mcp.shared.exceptions import MCPError
+
     shop.tools.unpaid = "mpp"
     async with session(shop, purse) as paying:
         with pytest.raises(MCPError) as caught:
@@ -144,6 +156,8 @@ async def test_mpps_error_is_paid(shop: Shop, purse: Purse) -> None:
 
 async def test_the_server_announces_what_it_takes(shop: Shop, mode: str) -> None:
     """The capabilities name method and intent of MPP."""
+    from mcp import Client
+
     async with Client(shop.server, mode=mode) as client:
         assert client.server_capabilities.experimental["payment"] == {"methods": {"bitcoin": {"intents": ["session"]}}}
 
@@ -226,6 +240,9 @@ async def test_the_budget_declines(shop: Shop, purse: Purse) -> None:
 )
 async def test_a_payment_that_can_not_be_read(shop: Shop, meta: dict[str, Any], code: int) -> None:
     """The call is answered with an error of its form, and no tool runs."""
+    from mcp import Client
+    from mcp.shared.exceptions import MCPError
+
     async with Client(shop.server) as client:
         with pytest.raises(MCPError) as caught:
             await client.call_tool("tile", {"z": 3}, meta=meta)
@@ -235,6 +252,8 @@ async def test_a_payment_that_can_not_be_read(shop: Shop, meta: dict[str, Any], 
 
 async def test_a_challenge_of_another_price_is_refused(shop: Shop, purse: Purse) -> None:
     """A credential for one tool's price does not pay another's: -32043 with a fresh challenge, and nothing is charged."""
+    from mcp.shared.exceptions import MCPError
+
     purse.prefer = "mpp"
     async with session(shop, purse) as paying:
         sent: list[dict[str, Any]] = []
@@ -255,6 +274,8 @@ async def test_a_challenge_of_another_price_is_refused(shop: Shop, purse: Purse)
 
 async def test_a_wallet_that_is_behind_catches_up(shop: Shop, purse: Purse) -> None:
     """The correction comes in the answer, with the newest payment as proof, in both conventions."""
+    from paychan.mcp import PaidSession
+
     async with session(shop, purse) as paying:
         await paying.call_tool("tile", {"z": 0})
         for prefer in ("x402", "mpp"):

@@ -7,7 +7,6 @@ import asyncio
 import httpx
 
 from paychan.client import Budget, Purse
-from paychan.mpp import pay_with
 from tests.gateway.shop import PRICE_SAT, Shop
 
 
@@ -18,6 +17,8 @@ def paid_sat(purse: Purse) -> int:
 
 async def test_the_sdk_opens_pays_and_repeats(gateway: Shop, purse: Purse) -> None:
     """The first request opens a channel; the same request twice is two requests, and a body is sent again."""
+    from paychan.mpp import pay_with
+
     calls = len(gateway.upstream.calls)
     async with httpx.AsyncClient(transport=pay_with(purse)) as client:
         answers = [await client.get(gateway.url + "/v1/now") for _ in range(2)]
@@ -33,6 +34,8 @@ async def test_the_sdk_opens_pays_and_repeats(gateway: Shop, purse: Purse) -> No
 
 async def test_what_was_not_delivered_pays_the_next_request(gateway: Shop, purse: Purse) -> None:
     """The upstream fails: the SDK sees the 5xx, the wallet its receipt, and the price is credit."""
+    from paychan.mpp import pay_with
+
     async with httpx.AsyncClient(transport=pay_with(purse)) as client:
         assert (await client.get(gateway.url + "/v1/status/503")).status_code >= 500
         assert (await client.get(gateway.url + "/v1/good")).extensions["paychan"].signed_sat == 0
@@ -41,6 +44,8 @@ async def test_what_was_not_delivered_pays_the_next_request(gateway: Shop, purse
 
 async def test_a_body_priced_by_the_upstream_costs_what_it_says(gateway: Shop, purse: Purse) -> None:
     """The ceiling is signed; the rest pays the next request."""
+    from paychan.mpp import pay_with
+
     async with httpx.AsyncClient(transport=pay_with(purse)) as client:
         told = (await client.get(gateway.url + "/told/price/10")).extensions["paychan"]
         assert (told.charged_sat, told.signed_sat) == (10, 40)
@@ -49,6 +54,8 @@ async def test_a_body_priced_by_the_upstream_costs_what_it_says(gateway: Shop, p
 
 async def test_an_old_copy_catches_up(gateway: Shop, purse: Purse) -> None:
     """A wallet that lost its newest payments and its log pays after one correction by the gateway."""
+    from paychan.mpp import pay_with
+
     async with httpx.AsyncClient(transport=pay_with(purse)) as client:
         await client.get(gateway.url + "/v1/0")
         old = purse.wallet.read(purse.wallet.names()[0])
@@ -65,6 +72,8 @@ async def test_an_old_copy_catches_up(gateway: Shop, purse: Purse) -> None:
 
 async def test_tasks_share_a_channel(gateway: Shop, purse: Purse) -> None:
     """Eight requests at once cost eight prices, and none is refused."""
+    from paychan.mpp import pay_with
+
     async with httpx.AsyncClient(transport=pay_with(purse)) as client:
         answers = [await client.get(gateway.url + "/v1/first")]
         answers += await asyncio.gather(*(client.get(gateway.url + f"/v1/{number}") for number in range(8)))

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from paychan.client import Purse, paid_async_client
-from paychan.mpp import pay_with
 from paychan.protocol.wire import mpp, x402
 from paychan.protocol.wire.x402_json import read_required
 from tests.gateway.shop import Shop
@@ -31,6 +30,8 @@ class Joining(httpx.AsyncHTTPTransport):
 @pytest.mark.parametrize("kind", ["own", "sdk"])
 async def test_joined_challenges_are_paid(gateway: Shop, purse: Purse, kind: str) -> None:
     """Our own client and the SDK's find the challenge among others in one field."""
+    from paychan.mpp import pay_with
+
     purse.prefer = "mpp"
     client = paid_async_client(purse, transport=Joining())
     if kind == "sdk":

@@ -9,15 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from mpp.client import Mpp, PaymentTransport
-from mpp.errors import PaymentError, PaymentOutcomeUnknownError
 
 from paychan.client import errors
 from paychan.client.paying.account import Unpaid
 from paychan.client.paying.budget import Budget
 from paychan.client.paying.exchange import Bill, Purse
 from paychan.client.record import State
-from paychan.mpp import ChannelPayments, pay_with
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import Sat
 from tests.client.paying.seller import Lie, Seller
@@ -28,6 +25,8 @@ def purse_of(wallet: Path, budget: Budget | None = None, **settings: Any) -> Pur
 
 
 def client_of(purse: Purse, **settings: Any) -> httpx.AsyncClient:
+    from paychan.mpp import pay_with
+
     return httpx.AsyncClient(transport=pay_with(purse, **settings))
 
 
@@ -49,6 +48,8 @@ async def test_requests_are_paid_over_one_channel(seller: Seller, wallet: Path) 
 
 async def test_the_mark_moves_on_a_receipt_alone(seller: Seller, wallet: Path) -> None:
     """Before the event `payment.response` the payment is signed and not acknowledged; after it, it is."""
+    from paychan.mpp import pay_with
+
     purse, seen = purse_of(wallet), []
     transport = pay_with(purse)
     transport.on_credential_created(lambda _: seen.append(purse.wallet.read_all()[0][0]))
@@ -60,6 +61,10 @@ async def test_the_mark_moves_on_a_receipt_alone(seller: Seller, wallet: Path) -
 
 async def test_the_sdks_own_client_pays_a_post(seller: Seller, wallet: Path) -> None:
     """`Mpp` of the SDK pays by the same method; the key of the request is gone from it afterwards."""
+    from mpp.client import Mpp
+
+    from paychan.mpp import ChannelPayments
+
     payments = ChannelPayments(purse_of(wallet))
     async with payments.watch(Mpp([payments.method])) as mpp:
         answer = await mpp.fetch(seller.url, method="POST", content=b"abc")
@@ -121,6 +126,8 @@ async def test_a_402_loop_does_not_raise_the_signed_sum(seller: Seller, wallet: 
 
 async def test_a_lost_answer_is_asked_for_with_the_same_payment(seller: Seller, wallet: Path) -> None:
     """The connection ends after the booking: the repeated request, in another task too, costs nothing more."""
+    from mpp.errors import PaymentOutcomeUnknownError
+
     seller.lies.append(Lie(drop="after"))
     async with client_of(purse_of(wallet)) as client:
         with pytest.raises(PaymentOutcomeUnknownError):
@@ -174,6 +181,8 @@ async def test_the_budget_is_the_wallets(seller: Seller, wallet: Path) -> None:
 
 async def test_the_sdks_origins_are_respected(seller: Seller, wallet: Path) -> None:
     """`allowed_origins` of the SDK holds beside the budget."""
+    from mpp.errors import PaymentError
+
     async with client_of(purse_of(wallet), allowed_origins=["https://elsewhere.example"]) as client:
         with pytest.raises(PaymentError, match="origin"):
             await client.get(seller.url)
@@ -184,6 +193,10 @@ async def test_a_method_that_nobody_watches_signs_nothing(
     seller: Seller, wallet: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without the SDK's events no answer would be noted: the error names the missing call."""
+    from mpp.client import PaymentTransport
+
+    from paychan.mpp import ChannelPayments
+
     caplog.set_level(logging.CRITICAL)
     payments = ChannelPayments(purse_of(wallet))
     async with httpx.AsyncClient(transport=PaymentTransport([payments.method])) as client:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from mpp.server import pay as sdk_pay
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from paychan.client import Budget, Purse, paid_async_client
-from paychan.mpp import ChannelSales, pay_with
 from paychan.protocol.wire.mpp_outcomes import read_receipt
 from tests.lib.system import System
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
 
 SECRET = "secret of the SDK's challenges"
 
@@ -26,6 +24,13 @@ class Shop:
     """A program of Starlette with prices by the SDK. `calls` are the requests that reached an endpoint."""
 
     def __init__(self, system: System) -> None:
+        from mpp.server import pay as sdk_pay
+        from starlette.applications import Starlette
+        from starlette.responses import PlainTextResponse
+        from starlette.routing import Route
+
+        from paychan.mpp import ChannelSales
+
         self.calls: list[str] = []
         self.sales = ChannelSales(system.state / "merchant.sock", realm="shop.example", secret_key=SECRET)
         engine = self.sales.engine()
@@ -60,6 +65,8 @@ async def shop(system: System) -> AsyncIterator[Shop]:
 
 def payers(shop: Shop, purse: Purse) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
     """Our own client, and that of the SDK with our plug-in."""
+    from paychan.mpp import pay_with
+
     own = paid_async_client(purse, transport=shop.transport, base_url="http://shop.example")
     return own, httpx.AsyncClient(transport=pay_with(purse, inner=shop.transport), base_url="http://shop.example")
 
@@ -134,6 +141,8 @@ async def test_a_wallet_that_is_behind_catches_up(shop: Shop, purse: Purse, whic
 
 async def test_a_credential_pays_one_request(shop: Shop, purse: Purse) -> None:
     """Twenty thieves at once get nothing for a used credential; with the key of its request, the few repetitions of one."""
+    from paychan.mpp import pay_with
+
     sent: list[dict[str, str]] = []
     spy = pay_with(purse, inner=shop.transport)
 

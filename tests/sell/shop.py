@@ -13,9 +13,6 @@ from socketserver import ThreadingMixIn
 from typing import Any
 
 import httpx
-import uvicorn
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
 from paychan.client import Budget, Payer, Purse
 from paychan.client.paying.demands import read_outcome
@@ -109,6 +106,9 @@ def settled(answer: httpx.Response) -> Settled:
 @contextmanager
 def serve_asgi(app: Any) -> Iterator[str]:
     """Serve a program by uvicorn; return its URL."""
+    import uvicorn
+    from tornado.netutil import bind_sockets
+
     (socket,) = bind_sockets(0, "127.0.0.1")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="auto"))
     with _thread(lambda: asyncio.run(server.serve(sockets=[socket]))):
@@ -144,6 +144,9 @@ def serve_wsgi(app: Any) -> Iterator[str]:
 @contextmanager
 def serve_tornado(app: Any, wall: Any) -> Iterator[str]:
     """Serve a program by Tornado, and close its `Paywall` at the end; return its URL."""
+    from tornado.httpserver import HTTPServer
+    from tornado.netutil import bind_sockets
+
     sockets = bind_sockets(0, "127.0.0.1")
     ready, ending = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import FastAPI, HTTPException
-from x402 import x402Client
-from x402.http.clients.httpx import x402AsyncTransport
-from x402.http.middleware.fastapi import payment_middleware
 
 from paychan.client import Budget, Need, Payer, Purse
 from paychan.protocol.wire import x402
 from paychan.protocol.wire.offers import Voucher
 from paychan.protocol.wire.x402_json import PaymentRequired, read_required
-from paychan.x402 import Seller, pay_with
 from tests.gateway.shop import Shop, open_shop
 from tests.lib import rbpcp
 from tests.lib.proxies import free_port
@@ -29,6 +24,11 @@ class Market:
     """The seller's program; `served` are the paths that its handlers answered."""
 
     def __init__(self, shop: Shop, port: int) -> None:
+        from fastapi import FastAPI, HTTPException
+        from x402.http.middleware.fastapi import payment_middleware
+
+        from paychan.x402 import Seller
+
         self.shop, self.system, self.url = shop, shop.system, f"http://127.0.0.1:{port}"
         self.token = (shop.system.state / "merchant.token").read_text().strip()
         self.seller = Seller(self.url, self.token)
@@ -58,6 +58,11 @@ class Market:
 
     def paying(self, purse: Purse) -> httpx.AsyncClient:
         """Return the SDK's client with a wallet's plug-in."""
+        from x402 import x402Client
+        from x402.http.clients.httpx import x402AsyncTransport
+
+        from paychan.x402 import pay_with
+
         transport = x402AsyncTransport(pay_with(x402Client(), purse, max_sat=100), self.transport)
         return httpx.AsyncClient(transport=transport, base_url="http://shop.example")
 

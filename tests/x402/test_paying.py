@@ -8,10 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-import requests
-from x402 import x402Client, x402ClientSync
-from x402.http.clients.httpx import PaymentError, x402AsyncTransport
-from x402.http.clients.requests import x402_requests
 
 from paychan.client import errors
 from paychan.client.paying.account import Unpaid
@@ -19,7 +15,6 @@ from paychan.client.paying.budget import Budget
 from paychan.client.paying.exchange import Purse
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import Sat
-from paychan.x402 import ChannelScheme, own_binding, pay_with
 from tests.client.paying.seller import Lie, Seller
 
 
@@ -28,6 +23,11 @@ def purse_of(wallet: Path, budget: Budget | None = None, **settings: Any) -> Pur
 
 
 def client_of(purse: Purse, *, max_sat: int = 100, **settings: Any) -> httpx.AsyncClient:
+    from x402 import x402Client
+    from x402.http.clients.httpx import x402AsyncTransport
+
+    from paychan.x402 import pay_with
+
     paying = pay_with(x402Client(), purse, max_sat=max_sat, **settings)
     return httpx.AsyncClient(transport=x402AsyncTransport(paying))
 
@@ -48,6 +48,12 @@ async def test_the_first_and_the_second_request_are_paid_over_one_channel(seller
 
 def test_the_adapter_for_requests_pays(seller: Seller, wallet: Path) -> None:
     """The SDK's blocking client pays by the same scheme."""
+    import requests
+    from x402 import x402ClientSync
+    from x402.http.clients.requests import x402_requests
+
+    from paychan.x402 import pay_with
+
     purse = purse_of(wallet)
     with x402_requests(pay_with(x402ClientSync(), purse, max_sat=100)) as session:
         answers = [session.get(seller.url + "tile") for _ in range(2)]
@@ -84,6 +90,8 @@ async def test_a_payer_that_is_behind_adopts_the_proven_state_and_tries_once_mor
 
 async def test_a_false_proof_stops_the_payer(seller: Seller, wallet: Path) -> None:
     """A newest payment that this wallet did not sign is no correction: the error says so, and nothing more is signed."""
+    from x402.http.clients.httpx import PaymentError
+
     true = seller.channel.payment
     forged = Payment(Sat(true.change_sat - 25), true.signature, true.flag)
     seller.lies.append(Lie(state=seller.state(forged)))
@@ -108,6 +116,8 @@ async def test_a_402_loop_does_not_raise_the_signed_sum(seller: Seller, wallet: 
 
 async def test_a_lost_answer_is_asked_for_with_the_same_payment(seller: Seller, wallet: Path) -> None:
     """The connection ends after the booking: the repeated request, in another task too, costs nothing more."""
+    from x402.http.clients.httpx import PaymentError
+
     seller.lies.append(Lie(drop="after"))
     async with client_of(purse_of(wallet)) as client:
         with pytest.raises(PaymentError):
@@ -118,6 +128,8 @@ async def test_a_lost_answer_is_asked_for_with_the_same_payment(seller: Seller, 
 
 async def test_the_lease_unlocks_the_channel_of_a_task_that_goes_on(seller: Seller, wallet: Path) -> None:
     """A task that lost an answer and does not end holds the channel for the lease alone; then other tasks pay."""
+    from x402.http.clients.httpx import PaymentError
+
     seller.lies.append(Lie(drop="after"))
     lost, go_on = asyncio.Event(), asyncio.Event()
     async with client_of(purse_of(wallet, time_limit_seconds=20), lease_seconds=0.2) as client:
@@ -139,6 +151,11 @@ async def test_the_lease_unlocks_the_channel_of_a_task_that_goes_on(seller: Sell
 
 async def test_without_our_controls_the_sdk_refuses_the_asset(seller: Seller, wallet: Path) -> None:
     """The SDK names the missing setting to a client that registers the scheme alone."""
+    from x402 import x402Client
+    from x402.http.clients.httpx import PaymentError, x402AsyncTransport
+
+    from paychan.x402 import ChannelScheme
+
     client = x402Client()
     client.register("bip122:*", ChannelScheme(purse_of(wallet)))
     async with httpx.AsyncClient(transport=x402AsyncTransport(client)) as http:
@@ -149,6 +166,8 @@ async def test_without_our_controls_the_sdk_refuses_the_asset(seller: Seller, wa
 
 async def test_the_cap_is_in_satoshi(seller: Seller, wallet: Path) -> None:
     """A price above the cap is refused by the SDK, before the wallet is asked."""
+    from x402.http.clients.httpx import PaymentError
+
     async with client_of(purse_of(wallet), max_sat=24) as client:
         with pytest.raises(PaymentError, match="max_amount_per_payment"):
             await client.get(seller.url)
@@ -158,6 +177,11 @@ async def test_the_cap_is_in_satoshi(seller: Seller, wallet: Path) -> None:
 
 async def test_the_wallets_budget_counts_too(seller: Seller, wallet: Path) -> None:
     """The budget declines what the SDK's cap allows; its hosts are those of the request, not of the offer."""
+    from x402 import x402Client
+    from x402.http.clients.httpx import PaymentError, x402AsyncTransport
+
+    from paychan.x402 import pay_with
+
     for budget, kind in (
         (Budget(total=24), errors.OverBudget),
         (Budget(total=100, hosts=["elsewhere.example"]), errors.HostNotAllowed),
@@ -180,8 +204,11 @@ async def test_the_wallets_budget_counts_too(seller: Seller, wallet: Path) -> No
 async def test_a_foreign_offer_is_skipped(seller: Seller, wallet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An offer of the same scheme and network by another binding is passed over, wherever it stands in the list."""
     from msgspec.structs import replace
+    from x402 import x402Client
+    from x402.http.clients.httpx import PaymentError, x402AsyncTransport
 
     from paychan.protocol.wire import x402
+    from paychan.x402 import ChannelScheme, own_binding
 
     true = x402.payment_required
 

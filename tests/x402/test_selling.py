@@ -12,17 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from flask import Flask
-from x402 import x402Client, x402ResourceServer
-from x402.http import FacilitatorConfig, HTTPFacilitatorClient
-from x402.http.clients.httpx import PaymentError, x402AsyncTransport
-from x402.http.middleware.flask import payment_middleware as flask_middleware
 
 from paychan.client import Payer, paid_async_client
 from paychan.protocol.wire.x402_json import read_required, read_response
 from paychan.protocol.wire.x402_outcomes import read_settled
-from paychan.x402 import Seller, SellingScheme, pay_with
 from tests.gateway.shop import Shop
 from tests.lib.proxies import free_port
 from tests.lib.readme import ROOT
@@ -144,6 +137,11 @@ class Lossy(httpx.AsyncHTTPTransport):
 
 async def test_the_sdk_pays_the_gateway(market: Market, tmp_path: Path) -> None:
     """First payment, second one, a lost answer, and recovery of a wallet that is behind; the service works once for each."""
+    from x402 import x402Client
+    from x402.http.clients.httpx import PaymentError, x402AsyncTransport
+
+    from paychan.x402 import pay_with
+
     purse, lossy = purse_of(tmp_path), Lossy()
     base, calls = market.shop.url, len(market.shop.upstream.calls)
     transport = x402AsyncTransport(pay_with(x402Client(), purse, max_sat=100), lossy)
@@ -190,6 +188,11 @@ async def test_our_own_client_pays_the_stock_middleware(market: Market, tmp_path
 
 async def test_a_payment_fits_a_header(market: Market, tmp_path: Path) -> None:
     """The payment with all that the SDK sends back, offer, resource and identifier included, is far below the 8192 bytes of a usual limit."""
+    from x402 import x402Client
+    from x402.http.clients.httpx import x402AsyncTransport
+
+    from paychan.x402 import pay_with
+
     sizes = []
 
     async def note(request: httpx.Request) -> None:
@@ -209,6 +212,11 @@ async def test_a_payment_fits_a_header(market: Market, tmp_path: Path) -> None:
 
 def test_flask_sells_too(server: tuple[Shop, int], market: Market) -> None:
     """The SDK's middleware of Flask settles by the same facilitator, with blocking calls."""
+    from flask import Flask
+    from x402.http.middleware.flask import payment_middleware as flask_middleware
+
+    from paychan.x402 import Seller
+
     seller = Seller(market.url, market.token, blocking=True)
     app = Flask("shop")
     flask_middleware(app, {"GET /tile/*": seller.route(PRICE_SAT)}, seller.server)
@@ -232,6 +240,8 @@ def test_flask_sells_too(server: tuple[Shop, int], market: Market) -> None:
 
 def test_prices_are_satoshi_and_not_dollars(market: Market) -> None:
     """A price in money needs an exchange rate, which the scheme does not have."""
+    from paychan.x402 import SellingScheme
+
     scheme = SellingScheme()
     for price in ("$0.01", 1, 0.5, {"amount": "25", "asset": "USDC"}):
         with pytest.raises(ValueError, match="want satoshi"):
@@ -240,6 +250,9 @@ def test_prices_are_satoshi_and_not_dollars(market: Market) -> None:
 
 def test_a_facilitator_needs_the_token(market: Market) -> None:
     """Without the token of the merchant interface a seller's program does not start."""
+    from x402 import x402ResourceServer
+    from x402.http import FacilitatorConfig, HTTPFacilitatorClient
+
     server = x402ResourceServer(HTTPFacilitatorClient(FacilitatorConfig(url=market.url)))
     with pytest.raises(Exception, match="401"):
         server.initialize()
@@ -259,6 +272,8 @@ def test_the_examples_of_the_page_pay_each_other(
     server: tuple[Shop, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A seller and a payer of at most ten lines: the payer prints what the seller answers."""
+    import uvicorn
+
     for heading in ("Paying", "Selling"):
         assert len([line for line in example(heading).splitlines() if line.strip()]) <= MOST_LINES
     (found, port), shop_port = server, free_port()

@@ -6,20 +6,21 @@ import io
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import aiohttp
 import pytest
-import requests
 
 from paychan.client import Budget, Purse, errors
-from paychan.client.paying.aiohttp import PaidMiddleware
 from paychan.client.paying.errors import IdentityChanged
-from paychan.client.paying.requests import PaidAdapter
 from paychan.client.wallet import Wallet
 from tests.client.conftest import OpenChannel
 from tests.client.liar import Liar
 from tests.client.paying.seller import Lie, Seller
 from tests.lib.channels import private_key
+
+if TYPE_CHECKING:
+    import aiohttp
+    import requests
 
 
 @pytest.fixture
@@ -37,6 +38,10 @@ def wallet(opened: OpenChannel, tmp_path: Path) -> Path:
 @pytest.fixture
 def session(seller: Seller, wallet: Path) -> Iterator[requests.Session]:
     """A session of requests that pays the seller alone, at most 25 sat for a request."""
+    import requests
+
+    from paychan.client.paying.requests import PaidAdapter
+
     adapter = PaidAdapter(Purse(Budget(per_request=25, hosts=[seller.host]), wallet), buffer_bytes=100)
     with requests.Session() as session:
         session.mount("http://", adapter)
@@ -46,6 +51,10 @@ def session(seller: Seller, wallet: Path) -> Iterator[requests.Session]:
 @pytest.fixture
 async def loop_session(seller: Seller, wallet: Path) -> AsyncIterator[aiohttp.ClientSession]:
     """A session of aiohttp that pays the seller alone, at most 25 sat for a request."""
+    import aiohttp
+
+    from paychan.client.paying.aiohttp import PaidMiddleware
+
     middleware = PaidMiddleware(Purse(Budget(per_request=25, hosts=[seller.host]), wallet), buffer_bytes=100)
     async with aiohttp.ClientSession(middlewares=[middleware]) as session:
         yield session
@@ -92,6 +101,8 @@ def test_requests_judges_redirects_anew(seller: Seller, session: requests.Sessio
 
 def test_requests_pays_a_lost_answer_once(seller: Seller, session: requests.Session) -> None:
     """The session's own error reaches the program, and the next call pays with the same payment."""
+    import requests
+
     seller.lies.extend([Lie(drop="after"), Lie(refuse=True)])
     with pytest.raises(requests.ConnectionError):
         session.get(seller.url)
@@ -138,6 +149,8 @@ async def test_aiohttp_judges_redirects_anew(seller: Seller, loop_session: aioht
 
 async def test_aiohttp_pays_a_lost_answer_once(seller: Seller, loop_session: aiohttp.ClientSession) -> None:
     """A repetition by the session, or the program's, pays with the same payment."""
+    import aiohttp
+
     seller.lies.extend([Lie(drop="after"), Lie(drop="before")])
     for _ in range(2):
         with pytest.raises(aiohttp.ClientError):

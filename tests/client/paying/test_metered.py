@@ -8,19 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
-import aiohttp
 import httpx
 import pytest
-import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.client import Budget, Payer, Purse, errors, paid_async_client, paid_client
-from paychan.client.paying.aiohttp import PaidMiddleware
 from paychan.client.paying.errors import BodyUnpaid
 from paychan.client.paying.exchange import Need as ChannelNeed
 from paychan.client.paying.metering import EventFilter, Need
-from paychan.client.paying.requests import PaidAdapter
 from tests.gateway.shop import Shop, open_shop
 
 EVENT_SAT, KILOBYTE_SAT = 5, 3
@@ -42,12 +38,20 @@ def by_httpx_async(purse: Purse, url: str) -> bytes:
 
 
 def by_requests(purse: Purse, url: str) -> bytes:
+    import requests
+
+    from paychan.client.paying.requests import PaidAdapter
+
     with requests.Session() as session:
         session.mount("http://", PaidAdapter(purse))
         return session.get(url).content
 
 
 def by_aiohttp(purse: Purse, url: str) -> bytes:
+    import aiohttp
+
+    from paychan.client.paying.aiohttp import PaidMiddleware
+
     async def get() -> bytes:
         async with (
             aiohttp.ClientSession(middlewares=[PaidMiddleware(purse)]) as session,
