@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from msgspec.structs import replace
@@ -14,8 +14,6 @@ from paychan.config import Merchant as MerchantSettings
 from paychan.config import ServerConfig, load_server_config
 from paychan.gateway.cashier import Cashier
 from paychan.gateway.charging import Charges
-from paychan.gateway.merchant import Merchant
-from paychan.gateway.merchant_listener import start_merchant
 from paychan.gateway.offering import Offering
 from paychan.gateway.underway import UnderWay
 from paychan.protocol.types import Sat
@@ -25,6 +23,9 @@ from paychan.protocol.wire.x402_json import read_required
 from tests.gateway.offers import TERMS
 from tests.lib.channels import NOW
 from tests.lib.world import DebugPayer, Local, local
+
+if TYPE_CHECKING:
+    from paychan.gateway.merchant import Merchant
 
 SECRETS = (b"the present secret of 32 bytes..",)
 OPENING_SAT = 10_000
@@ -64,6 +65,9 @@ class Desk:
 @asynccontextmanager
 async def desk(directory: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Run a server with its merchant interface in a directory."""
+    from paychan.gateway.merchant import Merchant
+    from paychan.gateway.merchant_listener import start_merchant
+
     file = directory / "server.toml"
     file.write_text(f'network = "test"\ndebug = true\nstate_dir = "{directory}"\n[chain]\nbackend = "debug"\n')
     merchant_settings = MerchantSettings(on=True, lease_seconds=LEASE_SECONDS, repeats=REPEATS, **settings)

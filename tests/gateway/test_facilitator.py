@@ -12,8 +12,6 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from paychan.gateway.facilitator import Facilitator, add_routes
-from paychan.gateway.merchant_listener import start_merchant
 from paychan.protocol.types import Sat
 from paychan.protocol.wire import x402
 from paychan.protocol.wire.offers import Close, Offer, Voucher
@@ -30,6 +28,8 @@ class Counter:
     """A facilitator, and what a seller's program sends to it."""
 
     def __init__(self, found: Desk) -> None:
+        from paychan.gateway.facilitator import Facilitator
+
         self.desk, self.now = found, 1_000.0
         cashier, offering = found.merchant._cashier, found.merchant._offering
         self.terms = offering.terms
@@ -192,6 +192,9 @@ async def test_what_is_wrong_is_refused_by_both(tmp_path: Path, change: dict[str
 
 async def test_the_routes_hang_on_the_merchant_listener(tmp_path: Path) -> None:
     """Refusals have status 200; `/supported` names one exact network; what is no JSON gets 400."""
+    from paychan.gateway.facilitator import add_routes
+    from paychan.gateway.merchant_listener import start_merchant
+
     async with counter(tmp_path) as found:
         config = found.desk.config
         config = replace(config, merchant=replace(config.merchant, socket=str(tmp_path / "second.sock")))

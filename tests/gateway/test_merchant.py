@@ -14,7 +14,6 @@ import httpx
 import msgspec
 import pytest
 
-from paychan.gateway.merchant_listener import load_token, start_merchant
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.wire import merchant as wire
 from paychan.protocol.wire.mpp_outcomes import read_receipt
@@ -212,6 +211,8 @@ async def test_other_methods_and_types_are_refused(tmp_path: Path) -> None:
 
 async def test_the_socket_is_the_servers_alone(tmp_path: Path) -> None:
     """Its mode keeps other users out; a stale socket is replaced, and a listening one is an error."""
+    from paychan.gateway.merchant_listener import start_merchant
+
     async with shop(tmp_path) as (found, http):
         path = tmp_path / "merchant.sock"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -231,6 +232,8 @@ async def test_the_socket_is_the_servers_alone(tmp_path: Path) -> None:
 
 async def test_the_port_needs_the_token(tmp_path: Path) -> None:
     """Only a program that can read the token's file is answered by the port."""
+    from paychan.gateway.merchant_listener import load_token
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
