@@ -14,6 +14,9 @@ charged again. A metered answer raises the total of its request, unit by unit.
 Opening payments are no credit: they are the price of the opening. Payments that the application accepts
 (`Rules.asks_application`) are no credit: the application delivers for them. Nor are payments that only the signer or
 the chain knows: the server that took them delivered for them.
+
+A record from a backup lacks the charges since. So the first payment on it brings no credit: it pays for the request with
+which it came, the rest of its value and the credit of the backup count as spent.
 """
 
 from __future__ import annotations
@@ -66,15 +69,16 @@ def charge(channel: Channel, command: Charge, view: View, verifier: PaymentVerif
     deliveries = _after(channel.deliveries, command.done, view.now)
     if extra_sat <= 0:
         return paid
-    if paid.channel.credit_sat < extra_sat:
-        return Rejected(CreditTooLow(got_sat=paid.channel.credit_sat, need_sat=extra_sat))
+    credit_sat = paid.value_sat if channel.restored else paid.channel.credit_sat
+    if credit_sat < extra_sat:
+        return Rejected(CreditTooLow(got_sat=credit_sat, need_sat=extra_sat))
     if known is None and len(deliveries) >= MOST_UNDER_WAY:
         under_way = sum(not each.is_done for each in deliveries)
         if under_way >= MOST_UNDER_WAY:
             return Rejected(TooManyDeliveries(got=under_way, limit=MOST_UNDER_WAY))
     others = deliveries if known is None else tuple(each for each in deliveries if each.request != command.request)
     newest = Delivery(command.request, command.total_sat, view.now, is_done=known is not None and known.is_done)
-    spent_sat = Sat(paid.channel.spent_sat + extra_sat)
+    spent_sat = paid.channel.accepted_sat if channel.restored else Sat(paid.channel.spent_sat + extra_sat)
     seq = channel.seq + 1
     return Accepted(_replace(paid.channel, spent_sat=spent_sat, deliveries=(*others, newest), seq=seq), paid.value_sat)
 

@@ -98,7 +98,7 @@ def book(verified: Verified) -> Outcome:
 def book_payment(channel: Channel, payment: Payment, view: View) -> Outcome:
     """Book a payment that was verified, now or when it was offered; one that leaves no change closes the channel.
 
-    The value is credit, unless the application delivers for it.
+    The value is credit, unless the application delivers for it, or the record is from a backup: see `credit`.
     """
     value = Sat(channel.payment.change_sat - payment.change_sat)
     booked = _replace(
@@ -109,6 +109,12 @@ def book_payment(channel: Channel, payment: Payment, view: View) -> Outcome:
         offered_data="",
         restored=False,
         seq=channel.seq + 1,
-        spent_sat=Sat(channel.spent_sat + value) if view.rules.asks_application else channel.spent_sat,
+        spent_sat=_spent(channel, value, view),
     )
     return close(booked, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(booked, value)
+
+
+def _spent(channel: Channel, value: Sat, view: View) -> Sat:
+    if channel.restored:
+        return Sat(channel.accepted_sat + value)
+    return Sat(channel.spent_sat + value) if view.rules.asks_application else channel.spent_sat

@@ -160,6 +160,20 @@ def test_openings_and_the_applications_payments_are_no_credit() -> None:
     assert accepted(apply(channel, Charge(REQUESTS[0], Sat(1), payment(8_000)), asking)).credit_sat == 999
 
 
+def test_the_first_payment_on_a_record_from_a_backup_brings_no_credit() -> None:
+    """The record lacks what was charged since: the payment pays for its own request, and for nothing else."""
+    saved = accepted(charge(opened(), REQUESTS[0], 50, 8_800))
+    restored = msgspec.structs.replace(saved, restored=True)
+    assert charge(restored, REQUESTS[1], 100) == Rejected(CreditTooLow(got_sat=0, need_sat=100))
+    assert charge(restored, REQUESTS[1], 401, 8_400) == Rejected(CreditTooLow(got_sat=400, need_sat=401))
+    after = accepted(charge(restored, REQUESTS[1], 100, 8_400))
+    assert (after.credit_sat, after.restored) == (0, False)
+    assert step(after, Release(REQUESTS[1])).credit_sat == 100
+    by_rest = accepted(apply(restored, Pay(payment(8_400)), VIEW))
+    assert by_rest.credit_sat == 0
+    assert isinstance(charge(by_rest, REQUESTS[1], 1), Rejected)
+
+
 def test_credit_goes_along_when_the_channel_moves() -> None:
     """A withdrawal takes what was received; credit and charges continue at the next output."""
     mover = Payer("credit that moves", movable=True)
