@@ -100,7 +100,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
     sys.stderr = LogSink(2)  # also tracebacks
     with ExitStack() as cleanup:
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
-        with _as_settings(file):
+        with _as_settings(file, config):
             protections = _isolate(config, token)
             check_file(file)
             check_places(config)
@@ -109,12 +109,12 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
 
 
 @contextmanager
-def _as_settings(file: Path) -> Iterator[None]:
+def _as_settings(file: Path, config: SignerConfig) -> Iterator[None]:
     """Name the setting that a failure of a part belongs to."""
     try:
         yield
     except SeedError as error:
-        raise SettingsError(str(file), "", str(error)) from None
+        raise SettingsError(str(file), "key.seed_file" if config.key.seed_file else "", str(error)) from None
     except (IsolationError, NoSecret, PlaceError, SocketError, TokenError) as error:
         raise SettingsError(str(file), error.key, str(error)) from None
     except KeysFailed as error:

@@ -248,8 +248,8 @@ class FrontConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         self._heard = monotonic()
-        is_waiting = self._current_request is None and not self._messages and self._payload_parser is None
-        if is_waiting and self._parser_is_empty and self._waiter is not None and self._answered(data):
+        is_waiting = self._is_waiting
+        if is_waiting and self._parser_is_empty and self._answered(data):
             self._begun = None
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             return
@@ -261,6 +261,11 @@ class FrontConnection(web.RequestHandler):
             if self._partial_bytes > self._front.max_head_bytes:
                 self.evict()
             self._begun = (self._begun or self._heard) if self._is_partial else None
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether aiohttp waits for the next request. It does not between a head and the start of its handler."""
+        return self._waiter is not None and not self._waiter.done() and self._payload_parser is None
 
     def _answered(self, data: bytes) -> bool:
         """Answer a plain request that has a price and no payment; False: leave it to the parser.

@@ -49,6 +49,7 @@ class CreditTooLow(Unpaid):
 
 class TooManyDeliveries(Unavailable):
     code, text = "too_many_deliveries", "too many requests of this channel are under way: got {got}, limit {limit}"
+    public_text = "too many requests of this channel are under way, send the request again later"
 
 
 class RequestUnderWay(Conflict):

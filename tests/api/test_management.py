@@ -82,6 +82,7 @@ def test_a_channel_is_shown_with_all_facts(open_v1: V1, system: System) -> None:
         "settlement_transaction": None,
         "spent_by": None,
         "moving": False,
+        "movable": False,
         "moved_to": None,
     }
 

@@ -11,7 +11,7 @@ from actors.alarm import Kind
 from paychan.api.no_store import waiting_room
 from paychan.config import load_server_config
 from paychan.protocol.errors import StoreRebuilding
-from tests.lib.proxies import free_port
+from tests.lib.ports import free_port
 from tests.lib.rbpcp import refusal
 from tests.lib.system import SERVER
 

@@ -21,7 +21,8 @@ from websockets.sync.client import connect
 from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import pay_frame, stream_url
 from tests.lib.electrumx import make_certificate
-from tests.lib.proxies import COPIED, PLAIN, Proxy, Recorder, free_port, payments, shipped
+from tests.lib.ports import free_port
+from tests.lib.proxies import COPIED, PLAIN, Proxy, Recorder, payments, shipped
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.functional.test_unsigned import System, wait_for
+from tests.lib.ports import free_ports
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.smalldisk import fill, small_file_system
 from tests.lib.system import Daemon
@@ -168,10 +169,3 @@ def answers(http: httpx.Client, url: str) -> int:
     except httpx.HTTPError:
         time.sleep(0.05)
         return 0
-
-
-def free_ports() -> tuple[int, int]:
-    from tests.lib.node import _free_ports
-
-    first, second = _free_ports(2)
-    return first, second

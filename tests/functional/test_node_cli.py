@@ -20,6 +20,7 @@ from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import Network, OutPoint, Sat
 from tests.lib.channels import Payer
+from tests.lib.ports import free_port
 
 PATIENCE_SECONDS = 90.0
 PAYER = Payer("node cli")
@@ -88,11 +89,6 @@ def running(tmp_path: Path) -> Iterator[Running]:
 def run_command(*words: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, words)]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 async def test_from_nothing_to_funding(running: Running) -> None:

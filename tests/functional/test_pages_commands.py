@@ -9,7 +9,6 @@ import ast
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from paychan.cli.node import find_bitcoind
 from paychan.client.record import ChannelRecord
 from paychan.running import read_running
 from tests.lib.customer import wait_for
+from tests.lib.ports import free_port
 from tests.lib.readme import PAGES, ROOT
 from tests.lib.settings import with_settings
 
@@ -42,7 +42,7 @@ class Clone:
     def __init__(self, directory: Path, network: str) -> None:
         self.directory = directory
         self.network = network
-        self.rpc_port, self.zmq_port = _free_port(), _free_port()
+        self.rpc_port, self.zmq_port = free_port(), free_port()
         self._running: list[subprocess.Popen[bytes]] = []
         self._channels: list[Path] = []
         (directory / ".venv").symlink_to(Path(sys.executable).parents[1])
@@ -132,11 +132,6 @@ class Clone:
             )
         backups = sorted(self.state.glob("backups/*.backup"))
         return line.replace("NEWEST.backup", str(backups[-1])) if backups else line
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def lose_the_store(clone: Clone) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.functional.upprocess import SHIPPED, Up
 from tests.lib.customer import wait_for
+from tests.lib.ports import free_port
 from tests.lib.system import DEBUG_SERVER_KEY, Daemon
 
 
@@ -107,12 +108,6 @@ def test_port_of_the_environment_wins(up: Up):
     up.start(PORT=str(port))
 
     assert up.wait_until_serving().url == f"http://127.0.0.1:{port}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fails(up: Up, *output: str, **environment: str) -> None:

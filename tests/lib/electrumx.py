@@ -15,6 +15,7 @@ from typing import Any, Self
 import pytest
 
 from tests.lib.node import Node
+from tests.lib.ports import free_ports
 from tests.lib.system import Daemon
 
 _PATIENCE_SECONDS = 90.0
@@ -46,7 +47,7 @@ class ElectrumX:
         self.node = node
         self.directory = directory
         self.certificate = directory / "server.crt"
-        self.tcp_port, self.tls_port = _free_ports(2)
+        self.tcp_port, self.tls_port = free_ports(2)
         self.daemon: Daemon | None = None
         self._program = _LAUNCH.format(hold_back_seconds=hold_back_seconds)
 
@@ -150,12 +151,3 @@ def make_certificate(path: Path) -> None:
     subprocess.run(
         [*command.split(), "-keyout", path.with_suffix(".key"), "-out", path], check=True, capture_output=True
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now. All are held open while they are chosen, so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -6,7 +6,6 @@ The test may stop it, kill it, cut its mempool, and reorganise its chain.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from decimal import Decimal
@@ -18,6 +17,7 @@ import pytest
 
 from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import OutPoint
+from tests.lib.ports import free_ports
 
 _PATIENCE_SECONDS = 90.0
 _WALLET = "miner"
@@ -76,7 +76,7 @@ class Node:
         self.directory = directory
         self.network = network
         self._born = born
-        self.port, zmq_port = _free_ports(2)
+        self.port, zmq_port = free_ports(2)
         self.zmq = f"tcp://127.0.0.1:{zmq_port}" if zmq else ""
         self.url = f"http://127.0.0.1:{self.port}"
         self.credentials = directory / network / ".cookie"
@@ -252,11 +252,3 @@ class Node:
         self.set_mock_time(unix_time + 60)
         while self.median_time <= unix_time:
             self.mine()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -90,13 +90,6 @@ def find_proxy(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(map(str, _PLACES)))
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port that is free now."""
-    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 class Proxy:
     """One running proxy. `lines` are its configuration, as an operator would write it; see the functions below."""
 

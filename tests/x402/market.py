@@ -15,7 +15,7 @@ from paychan.protocol.wire.offers import Voucher
 from paychan.protocol.wire.x402_json import PaymentRequired, read_required
 from tests.gateway.shop import Shop, open_shop
 from tests.lib import rbpcp
-from tests.lib.proxies import free_port
+from tests.lib.ports import free_port
 
 OPENING_SAT, PRICE_SAT, LEASE_SECONDS = 100_000, 25, 60
 

@@ -17,7 +17,7 @@ from paychan.client import Payer, paid_async_client
 from paychan.protocol.wire.x402_json import read_required, read_response
 from paychan.protocol.wire.x402_outcomes import read_settled
 from tests.gateway.shop import Shop
-from tests.lib.proxies import free_port
+from tests.lib.ports import free_port
 from tests.lib.readme import ROOT
 from tests.x402.market import PRICE_SAT, Customer, Market, open_server, purse_of
 

@@ -88,7 +88,11 @@ class _Metered:
 
     def _next(self, amt: int | None) -> bytes:
         if not self._rest:
-            self._rest = next(self._paid, b"")
+            try:
+                self._rest = next(self._paid, b"")
+            except BaseException:
+                self._inner.close()  # the rest of the answer comes no more; requests would keep its connection open
+                raise
             self._response.paychan = self._stream.bill  # type: ignore[attr-defined]
         piece, self._rest = self._rest[:amt], b"" if amt is None else self._rest[amt:]
         return piece

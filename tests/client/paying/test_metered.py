@@ -53,14 +53,14 @@ def by_aiohttp(purse: Purse, url: str) -> bytes:
     from paychan.client.paying.aiohttp import PaidMiddleware
 
     async def get() -> bytes:
-        async with (
-            aiohttp.ClientSession(middlewares=[PaidMiddleware(purse)]) as session,
-            session.get(url) as answer,
-        ):
-            try:
+        try:
+            async with (
+                aiohttp.ClientSession(middlewares=[PaidMiddleware(purse)]) as session,
+                session.get(url) as answer,
+            ):
                 return await answer.read()
-            finally:
-                await asyncio.sleep(0)  # the loop closes the connection of an answer that ended early
+        finally:
+            await asyncio.sleep(0.05)  # the loop closes the connection of an answer that ended early
 
     return asyncio.run(get())
 
