@@ -43,12 +43,24 @@ unit = "event"
 price_sat = 5
 pause_seconds = 1.5
 [[route]]
+path = "/patient/**"
+unit = "event"
+price_sat = 5
+[[route]]
 path = "/kilobytes/**"
+unit = "kilobyte"
+price_sat = 3
+[[route]]
+path = "/bytes/**"
+unit = "byte"
+price_sat = 1
+[[route]]
+path = "/short-kilobytes/**"
 unit = "kilobyte"
 price_sat = 3
 pause_seconds = 1.5
 [[route]]
-path = "/bytes/**"
+path = "/short-bytes/**"
 unit = "byte"
 price_sat = 1
 pause_seconds = 1.5
@@ -56,7 +68,6 @@ pause_seconds = 1.5
 path = "/seconds/**"
 unit = "second"
 price_sat = 2
-pause_seconds = 1.5
 """
 
 

@@ -47,9 +47,9 @@ def test_each_event_is_charged(shop: Shop, customer: Customer, way: str) -> None
 
 def test_a_stream_without_credit_asks_for_a_payment_and_goes_on(shop: Shop, customer: Customer) -> None:
     """The payer pays by a second request, a HEAD, while the stream waits; no event is lost or sent unpaid."""
-    headers = customer.headers("/events/sse/6", 15)
+    headers = customer.headers("/patient/sse/6", 15)
     names = []
-    with shop.http.stream("GET", shop.url + "/events/sse/6", headers=headers) as answer:
+    with shop.http.stream("GET", shop.url + "/patient/sse/6", headers=headers) as answer:
         assert Bill(answer).charged_sat == 5
         text = ""
         for piece in answer.iter_text():
@@ -58,7 +58,7 @@ def test_a_stream_without_credit_asks_for_a_payment_and_goes_on(shop: Shop, cust
                 need = json.loads([data for name, data in events(text) if name == "payment-need-voucher"][-1])
                 assert int(need["requiredCumulative"]) == int(need["acceptedCumulative"]) + 5
                 names.append(need)
-                more = httpx.head(shop.url + "/events/sse/6", headers=customer.headers("/events/sse/6", 15))
+                more = httpx.head(shop.url + "/patient/sse/6", headers=customer.headers("/patient/sse/6", 15))
                 assert more.status_code == 204
     got = events(text)
     assert [data for name, data in got if name == "message"] == [str(number) for number in range(6)]
@@ -75,7 +75,9 @@ def test_a_stream_that_nobody_pays_ends(shop: Shop, customer: Customer) -> None:
     assert customer.record() == (OPENING_SAT + 10, OPENING_SAT + 10)
 
 
-@pytest.mark.parametrize(("path", "paid", "size"), [("/kilobytes/big/1", 30, 10_000), ("/bytes/big/1", 777, 777)])
+@pytest.mark.parametrize(
+    ("path", "paid", "size"), [("/short-kilobytes/big/1", 30, 10_000), ("/short-bytes/big/1", 777, 777)]
+)
 def test_bytes_are_sent_as_far_as_they_are_paid(
     shop: Shop, customer: Customer, path: str, paid: int, size: int
 ) -> None:
@@ -103,14 +105,14 @@ def test_seconds_are_charged_while_the_answer_passes(shop: Shop, customer: Custo
 
 def test_messages_of_a_websocket_are_charged(shop: Shop, customer: Customer) -> None:
     """The upgrade costs one unit, which the first message uses; a payment comes as a message and not to the service."""
-    url = shop.url.replace("http", "ws") + "/events/ws/4"
-    with connect(url, additional_headers=customer.headers("/events/ws/4", 10), subprotocols=["chat"]) as socket:  # type: ignore[list-item]
+    url = shop.url.replace("http", "ws") + "/patient/ws/4"
+    with connect(url, additional_headers=customer.headers("/patient/ws/4", 10), subprotocols=["chat"]) as socket:  # type: ignore[list-item]
         assert socket.subprotocol == "chat"
         socket.send("hi")
         assert [socket.recv(10) for _ in range(2)] == ["0 hi", "1 hi"]
         need = json.loads(socket.recv(10))
         assert need["mpp"] == "payment-need-voucher"
-        paying = customer.headers("/events/ws/4", 10, way="mpp")["Authorization"]
+        paying = customer.headers("/patient/ws/4", 10, way="mpp")["Authorization"]
         socket.send(json.dumps({"mpp": "authorization", "authorization": paying}))
         assert [socket.recv(10) for _ in range(2)] == ["2 hi", "3 hi"]
     assert customer.record() == (OPENING_SAT + 20, OPENING_SAT + 20)

@@ -102,9 +102,9 @@ def test_an_event_stream_is_paid_while_it_is_read(shop: Shop, purse: Purse, get:
     """The program reads all events and none about the payment; each step is counted, and no event is paid twice."""
     purse.units, purse.prefer = 3, prefer  # type: ignore[assignment]
 
-    assert get(purse, shop.url + "/events/sse/8") == events(8)
+    assert get(purse, shop.url + "/patient/sse/8") == events(8)
     assert paid_sat(purse) == purse.log.account().total_sat == 9 * EVENT_SAT
-    assert get(purse, shop.url + "/events/sse/1") == events(1)
+    assert get(purse, shop.url + "/patient/sse/1") == events(1)
     assert paid_sat(purse) == 3 * 3 * EVENT_SAT + 2 * EVENT_SAT
 
 
@@ -123,7 +123,7 @@ def test_bytes_and_lines_are_counted(shop: Shop, purse: Purse) -> None:
 
     assert by_httpx(purse, shop.url + "/bytes/lines/5") == b"0\n1\n2\n3\n4\n"
     assert paid_sat(purse) == 12
-    assert by_requests(purse, shop.url + "/events/lines/5") == b"0\n1\n2\n3\n4\n"
+    assert by_requests(purse, shop.url + "/patient/lines/5") == b"0\n1\n2\n3\n4\n"
 
 
 @pytest.mark.parametrize("get", [by_httpx, by_aiohttp])
@@ -139,7 +139,7 @@ def test_the_budget_ends_the_body(shop: Shop, purse: Purse, get: Get) -> None:
     purse.units, purse.budget = 2, Budget(per_request=4 * EVENT_SAT)
 
     with pytest.raises(BodyUnpaid) as caught:
-        get(purse, shop.url + "/events/sse/50")
+        get(purse, shop.url + "/patient/sse/50")
 
     fields = caught.value.fields
     assert (fields["delivered"], fields["paid_sat"], fields["cause"]) == (4, 4 * EVENT_SAT, "over_budget")
@@ -149,7 +149,7 @@ def test_the_budget_ends_the_body(shop: Shop, purse: Purse, get: Get) -> None:
 def test_what_was_read_before_the_budget_ended_is_the_programs(shop: Shop, purse: Purse) -> None:
     """The events that were paid come before the error."""
     purse.budget = Budget(per_request=2 * EVENT_SAT)
-    with paid_client(purse) as client, client.stream("GET", shop.url + "/events/sse/9") as answer:
+    with paid_client(purse) as client, client.stream("GET", shop.url + "/patient/sse/9") as answer:
         got = answer.iter_raw()
         assert next(got) + next(got) == events(2)
         with pytest.raises(BodyUnpaid):
@@ -163,7 +163,7 @@ def test_approve_sees_the_sum_of_the_answer(shop: Shop, purse: Purse) -> None:
     purse.budget = Budget(total=1000, approve=lambda question: asked.append(question.price_sat) or len(asked) < 3)
 
     with pytest.raises(BodyUnpaid) as caught:
-        by_httpx(purse, shop.url + "/events/sse/9")
+        by_httpx(purse, shop.url + "/patient/sse/9")
 
     assert asked == [5, 10, 15]
     assert caught.value.fields["cause"] == errors.NotApproved.code
@@ -189,7 +189,7 @@ def test_a_step_whose_answer_was_lost_is_paid_once(shop: Shop, purse: Purse) -> 
     """The same payment is sent again."""
     purse.units = 4
     with paid_client(purse, transport=Losing()) as client:
-        assert client.get(shop.url + "/events/sse/8").content == events(8)
+        assert client.get(shop.url + "/patient/sse/8").content == events(8)
 
     assert paid_sat(purse) == purse.log.account().total_sat == 8 * EVENT_SAT
 
@@ -199,7 +199,7 @@ async def test_streams_share_a_channel(shop: Shop, purse: Purse) -> None:
     purse.units = 3
     async with paid_async_client(purse) as client:
         await client.get(shop.url + "/v1/open")
-        answers = await asyncio.gather(*(client.get(shop.url + f"/events/sse/7?{number}") for number in range(6)))
+        answers = await asyncio.gather(*(client.get(shop.url + f"/patient/sse/7?{number}") for number in range(6)))
 
     assert [answer.content for answer in answers] == [events(7)] * 6
     assert 25 + 6 * 7 * EVENT_SAT <= paid_sat(purse) <= purse.log.account().total_sat
@@ -220,7 +220,7 @@ class Begging(httpx.HTTPTransport):
 def test_a_server_that_only_asks_gets_three_steps(shop: Shop, purse: Purse) -> None:
     """Payments without a unit between them end the answer."""
     with paid_client(purse, transport=Begging()) as client, pytest.raises(BodyUnpaid) as caught:
-        client.get(shop.url + "/events/sse/3")
+        client.get(shop.url + "/patient/sse/3")
 
     assert (caught.value.fields["cause"], caught.value.fields["delivered"]) == ("nothing_delivered", 0)
     assert paid_sat(purse) == 4 * EVENT_SAT
