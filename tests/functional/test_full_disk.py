@@ -145,7 +145,7 @@ def test_fault_26_a_start_without_disk_space_waits(system: System, disk: Path) -
         (disk / "store.reserve").unlink()
         fill(disk / "filler")
         text = system.server_file.read_text()
-        ports = free_ports()
+        ports = free_ports(2)
         for port in ports:
             text = text.replace("port = 0", f"port = {port}", 1)
         system.server_file.write_text(text)
