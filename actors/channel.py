@@ -122,8 +122,8 @@ class ChannelActor(SettlingActor):
 
     def idle_since(self, moment: int) -> bool:
         """Say whether no work is under way and no message came after that Unix time."""
-        if self._last_message <= moment and self._done:
-            self._judge(Delivered(self._take_done()))  # and sleep when that is on disk
+        if self._last_message <= moment and (unmarked := self._unmarked()):
+            self._judge(Delivered(unmarked))  # and sleep when that is on disk
         if self._context.commits.written < self._group or self._tasks:
             return False
         return self._last_message <= moment and not any(map(under_way, (self._offering, self._behind, self._settling)))
@@ -151,12 +151,14 @@ class ChannelActor(SettlingActor):
             overload = self._overload()
             if overload is not None:
                 return Rejected(overload)
-            message = msgspec.structs.replace(message, done=self._take_done())
+            message = msgspec.structs.replace(message, done=self._unmarked())
         return self._in_turn(message)
 
-    def _take_done(self) -> frozenset[bytes]:
-        done, self._done = frozenset(self._done), set()
-        return done
+    def _unmarked(self) -> frozenset[bytes]:
+        """Return the answered requests that the record does not have as answered: a refused charge marks none."""
+        if self._done:
+            self._done &= {each.request for each in self.channel.deliveries if not each.is_done}
+        return frozenset(self._done)
 
     def _overload(self) -> PaychanError | None:
         """Say why no further payment is judged: the limit of waiting payments, here or for the disk, is reached."""

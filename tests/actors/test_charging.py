@@ -91,6 +91,18 @@ async def test_answered_requests_are_marked_by_the_next_charge_or_before_sleep(t
         assert found.is_done
 
 
+async def test_a_refused_charge_loses_no_mark(tmp_path: Path) -> None:
+    """The answered request is marked by the next charge that is booked."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        accepted(await charge(server, 1, 25, 10_050))
+        await server.registry.ask(PAYER.outpoint, Delivered(frozenset([request(1)])))
+        refused(await charge(server, 2, 26))
+        accepted(await charge(server, 1, 25))  # a repetition changes nothing
+        accepted(await charge(server, 3, 25))
+        assert [each.is_done for each in (await server.stored(PAYER)).deliveries] == [True, False]
+
+
 async def test_the_last_payment_of_a_channel_pays_its_request(tmp_path: Path) -> None:
     """The channel settles, and the request is answered as charged."""
     async with local(tmp_path) as server:
