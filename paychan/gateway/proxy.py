@@ -1,4 +1,4 @@
-"""The reverse proxy: a request is charged, sale, and its answer streamed to the payer.
+"""The reverse proxy: a request is charged and forwarded, and its answer streamed to the payer.
 
     path ──price list──▶ free: forward
                      └─▶ priced: no payment ──▶ 402 with an offer
@@ -65,10 +65,11 @@ class Proxy:
     def quick(self, method: str, target: str, fields: dict[bytes, bytes], now: float) -> bytes | None:
         """Answer a plain request without a payment for a priced route; see `front`."""
         shop = self.shop
-        if shop.allowance.exists:
+        path = target.partition("?")[0]
+        if shop.allowance.exists or path in TYPES:
             return None
         try:
-            route = shop.prices.find(method, target.partition("?")[0])
+            route = shop.prices.find(method, path)
             if route.is_free or not shop.offering.terms.identity:
                 return None
             facts = Facts(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.lib.system import Daemon
@@ -55,6 +56,8 @@ def test_a_service_is_sold_by_one_command_and_paid_by_another(tmp_path: Path, mo
         )
         assert verified.returncode == 0, verified.stderr
         assert "25 sat" in verified.stdout
+        gateway = found[1].removeprefix("pay ").rstrip("/")
+        assert httpx.get(f"{gateway}/openapi.json").status_code == 200  # though the one price is for every path
         too_dear = subprocess.run(
             [PAYCHAN, *found[1].split(), "--max", "24"], capture_output=True, text=True, check=False
         )
