@@ -46,6 +46,7 @@ class Meter:
         self._price_sat = route.amount_sat
         self._covered = charged.charged_sat // route.amount_sat
         self._begun = monotonic()
+        self._paused_seconds = 0.0
 
     async def cover(self, units: int) -> int:
         """Charge up to this number of units in all, as far as the credit goes; return the number that is charged.
@@ -78,17 +79,18 @@ class Meter:
         Raises:
             MeterEnded: none came in `pause_seconds`, or the payer has gone.
         """
-        ends = monotonic() + self._route.pause_seconds
-        while monotonic() < ends and request.transport is not None:
+        begun = monotonic()
+        while monotonic() < begun + self._route.pause_seconds and request.transport is not None:
             channel = await self._cashier.charges.find(self.charged.outpoint)
             if channel is not None and channel.credit_sat >= self._price_sat:
+                self._paused_seconds += monotonic() - begun
                 return
             await asyncio.sleep(_POLL_SECONDS)
         raise MeterEnded
 
     def seconds(self) -> int:
-        """Units of time that have begun since the answer began."""
-        return int(monotonic() - self._begun) + 1
+        """Units of time that have begun since the answer began, without its pauses."""
+        return int(monotonic() - self._begun - self._paused_seconds) + 1
 
     def need(self) -> dict[str, str]:
         """Return the data of `payment-need-voucher`."""
