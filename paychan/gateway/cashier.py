@@ -141,7 +141,7 @@ class Cashier:
         return Paper("mpp", mpp.action_of(credential.payload), name, credential.challenge.id)
 
     def success_header(self, paid: Paid, charged: Charged, offer: Offer) -> tuple[str, str]:
-        """Return the header that tells the payer what was charged; `charged` is the newest of the request."""
+        """Return the header with the sum that was charged; `charged` is the newest charge of the request."""
         return outcome_header(paid.paper.way, paid.paper.challenge_id, charged, offer.chain, self._clock())
 
     def receipt_json(self, paid: Paid, charged: Charged) -> dict[str, Any]:

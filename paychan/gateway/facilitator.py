@@ -2,7 +2,7 @@
 
 `/settle` books payment and price in one durable step, so sellers settle before they work (flow `upfront`). A payment that is
 settled again, because the answer to the seller was lost, costs nothing more, and is a success a few times only: a payer
-that repeats its payment must not be served for one price for ever. `/verify` changes nothing. Refusals have status 200,
+that repeats its payment must not be served without end for one price. `/verify` changes nothing. Refusals have status 200,
 as the SDKs want it.
 """
 
@@ -98,11 +98,11 @@ class Facilitator:
         """Name the one kind that this server settles, with the terms of a new channel.
 
         Raises:
-            SignerUnavailable: the signer has not told the identity key yet.
+            SignerUnavailable: the signer has not reported the identity key yet.
         """
         terms = self._offering.terms
         if not terms.identity:
-            raise SignerUnavailable(reason="it has not told the identity key yet")
+            raise SignerUnavailable(reason="it has not reported the identity key yet")
         kind = SupportedKind(
             x402_version=2, scheme=x402.SCHEME, network=terms.chain, extra=x402.requirements(terms).extra
         )

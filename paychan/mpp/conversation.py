@@ -1,6 +1,6 @@
 """One paid request of the SDK as an exchange of the wallet, which runs in a task of its own.
 
-`paychan.client.paying.exchange` decides which payment to send. The SDK tells each answer, and gets the next payment. The
+`paychan.client.paying.exchange` decides which payment to send. The SDK reports each answer, and gets the next payment. The
 channel stays locked from the payment to its answer, or until `Conversation.end`.
 """
 

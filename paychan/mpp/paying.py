@@ -113,7 +113,7 @@ class ChannelPayments:
         """Decide a payment, and return its credential. Raises as `exchange`, and `RuntimeError` if none watches."""
         asked, shown = self._asked.get(), _echo(params.challenge)
         if asked is None or asked["challenge"] is not params.challenge:
-            msg = "no event told the request of this challenge: call watch(transport) of ChannelPayments"
+            msg = "no event named the request of this challenge: call watch(transport) of ChannelPayments"
             raise RuntimeError(msg)
         request: httpx.Request = asked["request"]
         talk = _talk_of(request)

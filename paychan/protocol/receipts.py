@@ -98,7 +98,7 @@ def sign_receipt(paid: Paid, certificate: Certificate, key: PrivateKey) -> bytes
 
 
 def verify_receipt(raw: bytes, identity: bytes | None = None) -> Verified | NotVerified:
-    """Verify a receipt, of which one line feed may follow. It is valid for ever: no present time is needed.
+    """Verify a receipt, of which one line feed may follow. It does not expire: no present time is needed.
 
     `identity`: the identity key of the server that must have certified it, 33 bytes. Without one the result says which
     key did: the caller must know whose it is, since every program can make receipts of an identity that it drew.

@@ -74,7 +74,7 @@ def most_fee_sat(left_sat: Sat) -> Sat:
 def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     """Ask for the channel's status, by sending the newest acknowledged payment again; that pays nothing.
 
-    The answer also tells whether a payment that got no answer was booked. If not, it was not refused either: it stays
+    The answer also says whether a payment that got no answer was booked. If not, it was not refused either: it stays
     pending, and the next payment finishes it first. So it is while the application has not answered for it. A channel
     that the server has closed, or is closing, is recorded as such.
     Returns the updated record.

@@ -34,7 +34,7 @@ class Offer(Struct, frozen=True, cache_hash=True):
     """The price of a resource, and where and on what terms a channel is opened that pays it."""
 
     amount_sat: Sat
-    """Price of one unit, or the most that a request costs whose price the upstream tells."""
+    """Price of one unit, or the most that a request costs whose price the upstream says."""
     unit: str
     """One of `UNITS`."""
     chain: str
