@@ -172,8 +172,8 @@ class Proxy:
             raise TypeError(key)
         stored = self.shop.answers.find(key)
         if stored is not None:
-            if paid.before is not None:  # of a route with a ceiling, the repetition was charged the ceiling again
-                await sale.give_back(paid.before.charged_sat)
+            # of a route with a ceiling, and of a request that the record forgot, the repetition was charged again
+            await sale.give_back(paid.before.charged_sat if paid.before is not None else Sat(0))
             connection = connection_of(sale.request)
             await connection.delay(connection.penalty.no_value())
             headers = sale.success(CIMultiDict(stored.headers))

@@ -200,10 +200,11 @@ def test_a_repetition_takes_back_nothing_that_was_delivered(shop: Shop, customer
     assert customer.record() == (OPENING_SAT + 50, OPENING_SAT + 50)
 
 
-def test_a_repetition_of_a_told_price_costs_that_price(shop: Shop, customer: Customer) -> None:
+@pytest.mark.parametrize("told", [17, 0])
+def test_a_repetition_of_a_told_price_costs_that_price(shop: Shop, customer: Customer, told: int) -> None:
     """The ceiling is not charged for an answer that is sent again."""
-    headers = customer.headers("/told/price/17", 40)
+    headers = customer.headers(f"/told/price/{told}", 40)
     for _ in range(2):
-        answer = shop.get("/told/price/17", headers=headers)
-        assert (answer.status_code, Bill(answer).charged_sat) == (200, 17)
-    assert customer.record() == (OPENING_SAT + 40, OPENING_SAT + 17)
+        answer = shop.get(f"/told/price/{told}", headers=headers)
+        assert (answer.status_code, Bill(answer).charged_sat) == (200, told)
+    assert customer.record() == (OPENING_SAT + 40, OPENING_SAT + told)
