@@ -36,7 +36,7 @@ from paychan.protocol.errors import (
     SignerUnavailable,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.protocol.unpaid import MerchantTokenWrong, RequestUnderWay
+from paychan.protocol.unpaid import AlreadyDelivered, MerchantTokenWrong, RequestUnderWay
 from paychan.protocol.wire import merchant as wire
 
 _RETRY_AFTER_SECONDS = "1"
@@ -108,8 +108,10 @@ class Merchant:
         problem = self._under_way.begin(key, visit, charged.charged_sat, before, self._steady())
         if problem is None:
             return self._charged(charged, charged.outpoint, paid.paper.way, paid.paper.challenge_id)
-        if before is not None and charged.charged_sat > before.charged_sat:
-            await self._cashier.charges.release(*key, before.charged_sat)
+        if before is not None or isinstance(problem, AlreadyDelivered):  # a record may forget a delivered request
+            paid_before = before.charged_sat if before is not None else Sat(0)
+            if charged.charged_sat > paid_before:
+                await self._cashier.charges.release(*key, paid_before)
         answer = refusal(problem)
         headers = answer.headers
         if isinstance(problem, RequestUnderWay):

@@ -181,8 +181,8 @@ class Proxy:
             return web.Response(status=stored.status, reason=stored.reason, headers=headers, body=stored.body)
         problem = self.shop.under_way.begin(key, "", paid.charged.charged_sat, paid.before, monotonic())
         if problem is not None:
-            if isinstance(problem, AlreadyDelivered) and paid.before is not None:
-                await sale.give_back(paid.before.charged_sat)
+            if isinstance(problem, AlreadyDelivered):  # also of a request that the record forgot
+                await sale.give_back(paid.before.charged_sat if paid.before is not None else Sat(0))
             return refused(sale.request, problem)
         try:
             return await self._forward(sale)

@@ -208,3 +208,17 @@ def test_a_repetition_of_a_told_price_costs_that_price(shop: Shop, customer: Cus
         answer = shop.get(f"/told/price/{told}", headers=headers)
         assert (answer.status_code, Bill(answer).charged_sat) == (200, told)
     assert customer.record() == (OPENING_SAT + 40, OPENING_SAT + told)
+
+
+def test_a_repetition_that_is_refused_costs_nothing(shop: Shop, customer: Customer) -> None:
+    """The record forgot the request, as 70 newer ones were answered; the gateway still knows that it was delivered."""
+    path, name = "/v1/big/2?named", "the-first-request"
+    customer.paid_sat += 80 * 25
+    for _ in range(3):
+        assert shop.get(path, headers=customer.headers(path, name=name)).status_code == 200
+    for number in range(70):
+        assert shop.get("/v1/x", headers=customer.headers("/v1/x", name=f"another-request-{number}")).status_code == 200
+    spent = customer.record()[1]
+    refused = shop.get(path, headers=customer.headers(path, name=name))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "already_delivered")
+    assert customer.record()[1] == spent == OPENING_SAT + 71 * 25
